@@ -324,15 +324,16 @@ def stream_candidates(
             now, nxt = nxt.result(), read(labels[i+1]) if i+1<len(labels) else None
             yield now
 
-# %% ../nbs/01_data.ipynb #a17d7cc0
+# %% ../nbs/01_data.ipynb #5bb74652
 class ImageItems:
     "A dataset of `(uint8 image, label)` over the files of a `Split`, with its bytes kept in memory where they are few"
     def __init__(self,
         split:Split,             # Files and labels
         size:int,                # Side in pixels
         keep:int=2**30,          # Keep decoded images if all of them take no more than so many bytes
+        train:bool=False,        # Whether batches of it are augmented
     ):
-        self.split, self.size = split, size
+        self.split, self.size, self.split_idx = split, size, int(not train)   # fastai's loaders skip training transforms unless split_idx is 0
         n = len(split)*3*size*size
         self.cache = torch.empty(len(split), 3, size, size, dtype=torch.uint8) if n<=keep else None
         self.have = torch.zeros(len(split), dtype=torch.bool)
@@ -366,7 +367,7 @@ class ShiftFlip(RandTransform):
         grid = F.affine_grid(theta, x.shape, align_corners=False)
         return TensorImage(F.grid_sample(x.as_subclass(Tensor), grid.to(x.dtype), padding_mode='reflection', align_corners=False))
 
-# %% ../nbs/01_data.ipynb #14a596f5
+# %% ../nbs/01_data.ipynb #0adf8d53
 def image_dls(
     data:ImageData,       # A data set
     size:int,             # Side in pixels
@@ -385,7 +386,7 @@ def image_dls(
     device = _fastai_device() if device is None else device
     def dl(split, train):
         bs_ = min(bs, len(split))
-        return TfmdDL(ImageItems(split, size, keep), bs=bs_, shuffle=train, drop_last=train and len(split)%bs_==1,   # BatchNorm cannot train on one image
+        return TfmdDL(ImageItems(split, size, keep, train), bs=bs_, shuffle=train, drop_last=train and len(split)%bs_==1,   # BatchNorm cannot train on one image
                       num_workers=workers, after_batch=norm(), device=torch.device(device))
     dls = DataLoaders(dl(data.train, True), dl(data.valid, False), device=torch.device(device))
     dls.vocab = CategoryMap(list(data.classes), sort=False)

@@ -185,7 +185,7 @@ def teacher_learner(
     learn.arch, learn.size = arch, size
     return learn
 
-# %% ../nbs/03_teacher.ipynb #b943c70a
+# %% ../nbs/03_teacher.ipynb #cdf6e2f6
 def teacher_of(
     learn:Learner,       # A fitted learner of `teacher_learner`
     epoch:int=0,         # Epochs trained
@@ -219,7 +219,7 @@ def train_teacher(
                             "lower early_epoch (--early-epoch) or raise epochs (--epochs)")
     if path is not None: check_new(path, force)
     data = load_data(data, valid_frac)
-    learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
+    with seeded(seed, 'teacher loaders'): learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
     made = {}
     def keep(learn, n):
         made['early'] = teacher_of(learn, n)
