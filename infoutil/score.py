@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'grad_norms']
 
-# %% ../nbs/12_score.ipynb #aebcdc08
+# %% ../nbs/12_score.ipynb #97957e08
 from .core import *
 from collections import Counter
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from fastcore.basics import patch
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.grad import conv2d_weight
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -41,7 +42,7 @@ def _frozen(model, on=()):
         for p,flag in flags: p.requires_grad_(flag)
         for m,k,v in attrs: vars(m)[k] = v
 
-# %% ../nbs/12_score.ipynb #29ca69fa
+# %% ../nbs/12_score.ipynb #7abe539b
 def _loop_norms(model, x, y, precision):
     "One image at a time, by autograd: the oracle"
     ps, out = list(_weights(model).values()), []
@@ -50,16 +51,16 @@ def _loop_norms(model, x, y, precision):
             with autocast(x.device, precision): logits = model(x[i:i+1].clone())
             loss = F.cross_entropy(_wide(logits), y[i:i+1])
             gs = torch.autograd.grad(loss, ps, allow_unused=True)
-            out.append(_norm(torch.stack([_norm(g) for g in gs if g is not None])))
+            out.append(_norm(torch.stack([_norm(_wide(g)) for g in gs if g is not None])))   # wide: squares of small numbers underflow
     return torch.stack(out)
 
-# %% ../nbs/12_score.ipynb #aede3405
+# %% ../nbs/12_score.ipynb #848cfe3e
 def _vmap_norms(model, x, y, precision):
     "All images of a chunk at once, by vmap of grad: general, and heavy on memory"
     ps = {k: p.detach() for k,p in _weights(model).items()}
     def loss(ps, xi, yi): return F.cross_entropy(_wide(functional_call(model, ps, (xi[None],))), yi[None])
-    def norm(xi, yi): return _norm(torch.stack([_norm(g) for g in grad(loss)(ps, xi, yi).values()]))
-    with _frozen(model), autocast(x.device, precision): return vmap(norm)(x.clone(), y)
+    def norm(xi, yi): return _norm(torch.stack([_norm(_wide(g)) for g in grad(loss)(ps, xi, yi).values()]))
+    with _frozen(model), autocast(x.device, precision), sdpa_kernel(SDPBackend.MATH): return vmap(norm)(x.clone(), y)
 
 # %% ../nbs/12_score.ipynb #3ba73102
 def _blocks(n, each, room):
@@ -287,7 +288,7 @@ def _replay_hook(name, n, notes, jobs, misfit, m, args, kwargs, out):
     t.register_hook(lambda g: jobs.append((name, call, g)))
     return t if torch.is_tensor(out) else None
 
-# %% ../nbs/12_score.ipynb #feee2965
+# %% ../nbs/12_score.ipynb #99ada254
 def _replay(m, params, batched, call, g):
     "Squared gradient norms of `params` of module `m` for each row, by running `m` again from its input"
     ps = {k: p.detach() for k,p in params.items()}
@@ -300,7 +301,8 @@ def _replay(m, params, batched, call, g):
     rows, parts = (g, *[call.leaves[i] for i in batched]), []
     for s in _blocks(len(g), sum(p.numel() for p in ps.values()), _room(g, 2**22)):
         part = [r[s] for r in rows]
-        try: parts.append(vmap(sq)(*part))
+        try:
+            with sdpa_kernel(SDPBackend.MATH): parts.append(vmap(sq)(*part))
         except RuntimeError:                                          # an operation that vmap does not know: row by row
             each = [sq(*r) for r in zip(*part)]
             parts.append({k: torch.stack([e[k] for e in each]) for k in ps})
@@ -334,7 +336,7 @@ def _forward(model, x, plan, precision, parts, jobs, leaves, misfit):
     for silent in plan.rules.keys()-calls.keys(): misfit(silent)
     return logits
 
-# %% ../nbs/12_score.ipynb #a0969a4f
+# %% ../nbs/12_score.ipynb #836ccc3f
 def _pass_sq(model, x, y, plan, precision, only=None, misfit=_refuse):
     "Logits, residual lengths and, by part of the network, squared norms per image; with `only`, that row's loss alone counts"
     n, parts, jobs = len(x), {}, []
@@ -349,7 +351,7 @@ def _pass_sq(model, x, y, plan, precision, only=None, misfit=_refuse):
             if not call.intact(): misfit(name); continue
             m, params, could = plan.replays[name]
             with autocast(x.device, precision): got = _replay(m, params, [i for i in call.batched(n) if i in could], call, g)
-            parts.update({f'{name}.{k}': v for k,v in got.items()})
+            parts.update({f'{name}|{k}': v for k,v in got.items()})
     return logits.detach(), size, parts
 
 # %% ../nbs/12_score.ipynb #f82c4cc4
@@ -473,11 +475,11 @@ def _complete(look, rules, copies, banned):
         ps[k[len(scope)+1:]] = look.params[k]
     return _Plan({k: look.mods[k] for k in rules}, copies, replays)
 
-# %% ../nbs/12_score.ipynb #82fa6f59
+# %% ../nbs/12_score.ipynb #c585c287
 def _groups(look, plan):
     "Parameters behind each part that a pass under `plan` reports"
-    replayed = [f'{s}.{k}' for s,(_,ps,_) in plan.replays.items() for k in ps]
-    return {k: look.own(k) for k in plan.rules} | {k: [k] for k in [*plan.copies, *replayed]}
+    replayed = {f'{s}|{k}': [f'{s}.{k}'] for s,(_,ps,_) in plan.replays.items() for k in ps}
+    return {k: look.own(k) for k in plan.rules} | {k: [k] for k in plan.copies} | replayed
 
 def _make_plan(model, x, y):
     "The plan for `model`, proved on the first image of `x`, or None where the whole network must go through vmap"
@@ -490,7 +492,7 @@ def _make_plan(model, x, y):
         bad = _try(look, *two, plan, _groups(look, plan))
         if bad is None: return None
         if not bad: return plan
-        banned |= {s for s in plan.replays if any(b==s or b.startswith(s+'.') for b in bad-rules-copies.keys())}
+        banned |= {b.partition('|')[0] for b in bad-rules-copies.keys()}
         rules, copies = rules-bad, {k: p for k,p in copies.items() if k not in bad}
 
 # %% ../nbs/12_score.ipynb #419353b6
