@@ -19,14 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.grad import conv2d_weight
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-# %% ../nbs/12_score.ipynb #04458614
+# %% ../nbs/12_score.ipynb #79312fa1
 def _wide(t):
     "Float64 where the device has it"
     return t if t.device.type=='mps' else t.double()
 
-def _norm(t, dim=None):
-    "Euclidean norm in at least float32, returned wide"
-    return _wide(torch.linalg.vector_norm(t if t.dtype==torch.float64 else t.float(), dim=dim))
+def _norm(t, keep=0):
+    "Euclidean norm over all axes but the first `keep`, wide: float32 sums over the last axes only, since 10^8 squares in a row lose digits"
+    t = t if t.dtype==torch.float64 else t.float()
+    if t.ndim>keep+1: t = torch.linalg.vector_norm(t.flatten(keep+1), dim=-1)
+    return torch.linalg.vector_norm(_wide(t), dim=tuple(range(keep, t.ndim)))
 
 def _weights(model): return {k:p for k,p in model.named_parameters() if p.is_floating_point()}
 
@@ -42,7 +44,7 @@ def _frozen(model, on=()):
         for p,flag in flags: p.requires_grad_(flag)
         for m,k,v in attrs: vars(m)[k] = v
 
-# %% ../nbs/12_score.ipynb #7abe539b
+# %% ../nbs/12_score.ipynb #ebe820c9
 def _loop_norms(model, x, y, precision):
     "One image at a time, by autograd: the oracle"
     ps, out = list(_weights(model).values()), []
@@ -51,7 +53,7 @@ def _loop_norms(model, x, y, precision):
             with autocast(x.device, precision): logits = model(x[i:i+1].clone())
             loss = F.cross_entropy(_wide(logits), y[i:i+1])
             gs = torch.autograd.grad(loss, ps, allow_unused=True)
-            out.append(_norm(torch.stack([_norm(_wide(g)) for g in gs if g is not None])))   # wide: squares of small numbers underflow
+            out.append(_norm(torch.stack([_norm(_wide(g)) for g in gs if g is not None])))   # wide: small squares underflow
     return torch.stack(out)
 
 # %% ../nbs/12_score.ipynb #848cfe3e
@@ -62,7 +64,7 @@ def _vmap_norms(model, x, y, precision):
     def norm(xi, yi): return _norm(torch.stack([_norm(_wide(g)) for g in grad(loss)(ps, xi, yi).values()]))
     with _frozen(model), autocast(x.device, precision), sdpa_kernel(SDPBackend.MATH): return vmap(norm)(x.clone(), y)
 
-# %% ../nbs/12_score.ipynb #3ba73102
+# %% ../nbs/12_score.ipynb #71de6b69
 def _blocks(n, each, room):
     "Slices of `n` rows, so that a slice of `each` numbers a row stays near `room` numbers"
     step = max(1, room//max(1, each))
@@ -75,10 +77,10 @@ def _linear_sq(m, a, g):
     bias = float(m.bias is not None)
     a, g = a.reshape(len(a), -1, a.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
     (n, t, i), o = a.shape, g.shape[-1]
-    if t==1: return (_norm(a, (1,2))**2 + bias)*_norm(g, (1,2))**2
+    if t==1: return (_norm(a, 1)**2 + bias)*_norm(g, 1)**2
     if t*(i+o)<i*o:
         return torch.cat([((a[s]@a[s].mT + bias)*(g[s]@g[s].mT)).sum((1,2)) for s in _blocks(n, t*t, _room(a))])
-    sq = torch.cat([_norm(g[s].mT@a[s], (1,2))**2 for s in _blocks(n, i*o, _room(a, 2**20))])
+    sq = torch.cat([_norm(g[s].mT@a[s], 1)**2 for s in _blocks(n, i*o, _room(a, 2**20))])
     return sq + _norm(g.sum(1), 1)**2 if bias else sq
 
 # %% ../nbs/12_score.ipynb #1177ff74
@@ -103,7 +105,7 @@ def _box_sum(gram, size, kernel, dilation):
         gram = out
     return gram.reshape(n, h*w, h*w)
 
-# %% ../nbs/12_score.ipynb #d3d02334
+# %% ../nbs/12_score.ipynb #13fe613c
 def _rows(t): return t.flatten(2).mT   # (n, c, h, w) -> (n, h*w, c), no copy for either memory format
 
 def _conv_gram_sq(m, a, g):
@@ -121,7 +123,7 @@ def _conv_patch_sq(m, a, g, pad, stride, gram):
     for s in _blocks(len(a), each, _room(a, 2**20)):
         p = F.unfold(a[s], m.kernel_size, m.dilation, pad, stride).unflatten(1, (k, -1))
         q = g[s].flatten(2).unflatten(1, (k, -1))
-        out.append(((p.mT@p)*(q.mT@q)).sum((1,2,3)) if gram else _norm(q@p.mT, (1,2,3))**2)
+        out.append(((p.mT@p)*(q.mT@q)).sum((1,2,3)) if gram else _norm(q@p.mT, 1)**2)
     return torch.cat(out)
 
 def _conv_direct_sq(m, a, g, pad, stride):
@@ -523,7 +525,7 @@ def _result(parts, x, what):
     _check_finite(s, what)
     return s
 
-# %% ../nbs/12_score.ipynb #04e55a13
+# %% ../nbs/12_score.ipynb #83a7b9d6
 def _general(model, x, y, precision):
     "By vmap of grad, or one by one where the network uses an operation that vmap does not know"
     try: return _vmap_norms(model, x, y, precision)
@@ -540,9 +542,9 @@ def _choose(model, x, y, method):
     if method in ('vmap', 'loop'): return partial({'vmap': _vmap_norms, 'loop': _loop_norms}[method], model)
     plan = _make_plan(model, x, y)
     if method=='closed' and (plan is None or plan.replays):
-        ways = 'some parameters' if plan is None else ', '.join(f'{s}.{k}' for s,(_,ps,_) in list(plan.replays.items())[:1] for k in list(ps)[:2])
+        left = [] if plan is None else sorted(f'{s}.{k}' for s,(_,ps,_) in plan.replays.items() for k in ps)
         raise InfoUtilError(f"{type(model).__name__} came with method='closed', which accepts networks made wholly of layers with a rule; "
-                            f"it has none for {ways}; use method='auto', which is exact too")
+                            f"it has none for {f'{len(left)} parameters ({left[0]}, ...)' if left else 'this network as a whole'}; use method='auto', which is exact too")
     return partial(_general, model) if plan is None else partial(_planned, plan, model)
 
 # %% ../nbs/12_score.ipynb #329d6450

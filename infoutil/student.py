@@ -76,7 +76,7 @@ def half_cosine(
     "RDED's learning-rate schedule"
     return 0.5*(1+math.cos(math.pi*epoch/(2*epochs)))
 
-# %% ../nbs/30_student.ipynb #a9f2953a
+# %% ../nbs/30_student.ipynb #2b56424b
 class SoftLoss:
     "KL divergence to soft labels at a temperature; cross-entropy where the target is a class index"
     def __init__(self,
@@ -101,9 +101,9 @@ class DistillCallback(Callback):
     order = 5
     def __init__(self, ds, labeller, protocol, epochs, lr, seed=0, every=None):
         self.ds, self.labeller, self.protocol, self.epochs, self.lr, self.seed, self.every = ds, labeller, protocol, epochs, lr, seed, every
-    def before_fit(self): self.pixels, self.fitting = self.ds.images.to(device_of(self.learn.model)), True
-    def after_fit(self): self.fitting = False
+    def before_fit(self): self.pixels, self.trained = self.ds.images.to(device_of(self.learn.model)), False
     def before_train(self):
+        self.trained = True                                  # `learn.validate()` opens an epoch without training
         self.learn.opt.set_hyper('lr', self.lr*half_cosine(self.epoch, self.epochs))
         self.learn.dls.train.epoch = self.epoch
     def before_batch(self):
@@ -117,7 +117,7 @@ class DistillCallback(Callback):
         self.learn.yb = (self.labeller(x, views, ids, y, p.temperature),)
     def before_validate(self):
         last = self.epoch+1==self.epochs
-        if getattr(self, 'fitting', False) and not last and not (self.every and (self.epoch+1)%self.every==0): raise CancelValidException
+        if self.trained and not last and not (self.every and (self.epoch+1)%self.every==0): raise CancelValidException
 
 # %% ../nbs/30_student.ipynb #860e6a20
 def _labeller(ds, labels, precision, device):
