@@ -76,7 +76,7 @@ def half_cosine(
     "RDED's learning-rate schedule"
     return 0.5*(1+math.cos(math.pi*epoch/(2*epochs)))
 
-# %% ../nbs/30_student.ipynb #2b56424b
+# %% ../nbs/30_student.ipynb #f0575e85
 class SoftLoss:
     "KL divergence to soft labels at a temperature; cross-entropy where the target is a class index"
     def __init__(self,
@@ -95,6 +95,9 @@ class DistilledLoader(DataLoader):
         self.y, self.seed, self.epoch = y.cpu(), seed, 0
     def shuffle_fn(self, idxs): return torch.randperm(len(idxs), generator=rng(self.seed, 'order', self.epoch)).tolist()
     def do_batch(self, b): return torch.tensor(b), self.y[b]
+
+class _NoDL(DataLoader):
+    "Stands for real images where there are none"
 
 class DistillCallback(Callback):
     "Turn image numbers into views and their labels, set the epoch's rate, validate only when asked"
@@ -117,6 +120,7 @@ class DistillCallback(Callback):
         self.learn.yb = (self.labeller(x, views, ids, y, p.temperature),)
     def before_validate(self):
         last = self.epoch+1==self.epochs
+        if isinstance(self.learn.dls.valid, _NoDL): raise CancelValidException
         if self.trained and not last and not (self.every and (self.epoch+1)%self.every==0): raise CancelValidException
 
 # %% ../nbs/30_student.ipynb #860e6a20
@@ -143,7 +147,7 @@ class EpochBar(Callback):
     def before_fit(self): self.bar = progress_bar(range(self.n_epoch), leave=False); self.bar.update(0)
     def after_epoch(self): self.bar.update(self.epoch+1)
 
-# %% ../nbs/30_student.ipynb #d05e14d3
+# %% ../nbs/30_student.ipynb #0d9a8813
 def student_learner(
     ds:DistilledSet,         # What to learn from
     valid=None,              # fastai DataLoader of real, normalized images; None: the learner cannot validate
@@ -169,7 +173,7 @@ def student_learner(
     lr = lr or lr_for(arch, n_classes, ds.size)
     cb = DistillCallback(ds, _labeller(ds, p.labels or labels, precision, device), p, epochs, lr, seed, every)
     train = DistilledLoader(ds.y, bs or batch_size_for(ds.ipc, n_classes, ds.size, arch), seed, device)
-    learn = Learner(DataLoaders(train, valid if valid is not None else [], device=device), model, loss_func=SoftLoss(p.temperature), lr=lr, wd=[p.wd, 0.], splitter=_matrices,
+    learn = Learner(DataLoaders(train, valid if valid is not None else _NoDL([], device=device), device=device), model, loss_func=SoftLoss(p.temperature), lr=lr, wd=[p.wd, 0.], splitter=_matrices,
                     opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=p.betas), metrics=_fastai_accuracy, cbs=[cb, Autocast(precision), ChannelsLast(), *cbs])
     learn.arch, learn.seed = arch, seed
     return learn
@@ -181,7 +185,6 @@ def fit_distilled(self:Learner,
     "Train by the protocol that `student_learner` was given"
     cb = next((c for c in self.cbs if isinstance(c, DistillCallback)), None)
     if cb is None: raise InfoUtilError("this learner has no distilled set; one made by student_learner is accepted; use fit for ordinary data")
-    if not len(self.dls.valid): cb.every = None
     with self.no_bar(), self.no_logging(), seeded(self.seed, 'student run'): self.fit(cb.epochs, cbs=[EpochBar()] if show_progress else None)
     return self
 
