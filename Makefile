@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # one thread each: notebooks run side by side, and results must not depend on the number of threads
-ENV    := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=agg PYTHONWARNINGS=ignore
+ENV    := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=agg PYTHONWARNINGS=ignore TQDM_DISABLE=1
 
 .PHONY: demo test setup export clean-check notebooks pytest readme readme-check package-check
 

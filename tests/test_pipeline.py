@@ -1,0 +1,84 @@
+"The whole run on the digits, the command line, and what happens to bad input"
+import json, os, sys
+from dataclasses import fields, replace
+from pathlib import Path
+import pytest, torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from infoutil.attribution import exact_shapley, shapley_values
+from infoutil.cli import main
+from infoutil.core import InfoUtilError
+from infoutil.data import fetch_data, load_data
+from infoutil.pipeline import DistillConfig, distill, make_config
+from infoutil.store import DistilledSet
+from infoutil.teacher import demo_teacher, load_teacher, save_teacher
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+    d = tmp_path_factory.mktemp('world')
+    folder = fetch_data('digits', d)
+    data = load_data('digits', dest=d)
+    teacher, x, y = demo_teacher(path=d/'teacher', data=data)
+    return dict(dir=d, folder=folder, data=data, teacher=teacher, early=load_teacher(d/'teacher', 'early', device='cpu'), x=x, y=y)
+
+small = dict(ipc=1, candidates=12, precision='float32', show_progress=False, preflight=False)
+
+def tree(d): return {p.relative_to(d).as_posix():p.read_bytes() for p in Path(d).rglob('*') if p.is_file() and p.name!='run.json'}
+
+def test_same_seed_same_bytes(world, tmp_path):
+    for k in 'ab': distill(world['data'], world['teacher'], world['early'], **small).save(tmp_path/k)
+    assert tree(tmp_path/'a')==tree(tmp_path/'b')
+
+changes = dict(method='random', ipc=2, factor=2, candidates=5, seed=1, budget=32, estimator='kernel', output='probability', grid=3, alpha=0., crops=2, min_area=.9,
+               max_area=.3, score='loss', end='highest', per_image=None, label_teacher='converged', precision='bfloat16')
+
+def test_every_field_is_tried(): assert set(changes)=={f.name for f in fields(DistillConfig)}
+
+@pytest.mark.parametrize('field', changes)
+def test_every_field_changes_something(world, field):
+    kw = {**small, 'max_area':.6, 'min_area':.3, 'end':'middle', **({'ipc':4} if field=='per_image' else {})}
+    a = distill(world['data'], world['teacher'], world['early'], **kw)
+    b = distill(world['data'], world['teacher'], world['early'], **{**kw, field:changes[field]})
+    same = a.images.shape==b.images.shape and torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.provenance==b.provenance
+    assert not same, f'{field} changes nothing'
+
+def test_shapley_default_is_close_to_exact(world):
+    x, y = world['x'][:3], world['y'][:3]
+    exact = exact_shapley(world['teacher'].model, x, y)
+    err = ((shapley_values(world['teacher'].model, x, y)-exact).flatten(1).norm(dim=1)/exact.flatten(1).norm(dim=1)).mean()
+    assert err<0.1, float(err)
+
+def test_imagefolder_opens_the_set(world, tmp_path):
+    distill(world['data'], world['teacher'], world['early'], **small).save(tmp_path/'s')
+    f = ImageFolder(tmp_path/'s'/'train')
+    assert [c.split('_', 1)[1] for c in f.classes]==list(world['data'].classes) and len(f)==10
+
+@pytest.mark.parametrize('break_it', ['empty class', 'text as image', 'one class', 'missing'])
+def test_bad_folders_end_in_a_sentence(world, tmp_path, capsys, break_it):
+    src = tmp_path/'data'
+    for c in ('a', 'b')[:1 if break_it=='one class' else 2]:
+        for part in ('train', 'test'):
+            (src/part/c).mkdir(parents=True)
+            for i in range(4): Image.new('RGB', (32, 32), (i*50, 0, 0)).save(src/part/c/f'{i}.png')
+    if break_it=='empty class': [p.unlink() for p in (src/'train'/'b').iterdir()]
+    if break_it=='text as image': (src/'train'/'b'/'2.png').write_text('no image')
+    if break_it=='missing': src = tmp_path/'nowhere'
+    assert main(['teacher', str(src), '-o', str(tmp_path/'out'), '--epochs', '1', '--early-epoch', '1', '--size', '32'])==1
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith('infoutil: ') and ';' in err, err
+    assert not (tmp_path/'out').exists() and not list(tmp_path.glob('.out*'))
+
+def test_teacher_of_another_class_order(world, tmp_path, capsys):
+    save_teacher(replace(world['teacher'], classes=tuple(reversed(world['data'].classes))), tmp_path/'t')
+    assert main(['distill', str(world['folder']), '--teacher', str(tmp_path/'t'), '-o', str(tmp_path/'o')])==1
+    assert "class 0 is '9'" in capsys.readouterr().err
+
+def test_fastai_learner_is_a_teacher(world):
+    from fastai.vision.all import ImageDataLoaders, Learner, Normalize, Resize, imagenet_stats, accuracy
+    from infoutil.models import ConvNet
+    dls = ImageDataLoaders.from_folder(world['folder'], train='train', valid='test', item_tfms=Resize(32), batch_tfms=Normalize.from_stats(*imagenet_stats, cuda=False), bs=64,
+                                       num_workers=0, device=torch.device('cpu'))
+    learn = Learner(dls, ConvNet(10, width=16), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2)
+    ds = learn.distill(ipc=1, candidates=8, show_progress=False)
+    assert len(ds)==10 and ds.classes==tuple('0123456789')
