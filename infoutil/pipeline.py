@@ -6,9 +6,9 @@
 __all__ = ['DISTILL_METHODS', 'LABEL_TEACHERS', 'PRESETS', 'DistillConfig', 'make_config', 'check_config', 'infoutil_crops',
            'choose_crops', 'distill', 'learner_teacher', 'learner_data']
 
-# %% ../nbs/50_pipeline.ipynb #d21a81d3
+# %% ../nbs/50_pipeline.ipynb #e9ed3392
 from .core import *
-from .data import ImageData, Candidates, load_data, stream_candidates, Split
+from .data import ImageData, ImageItems, Candidates, load_data, stream_candidates, Split
 from .teacher import Teacher, load_teacher, check_teacher, check_classes
 from .attribution import METHODS as ESTIMATORS, OUTPUTS, shapley_values
 from .crop import pool_map, noisy_maps, draw_fractions, windows
@@ -18,7 +18,7 @@ from .synthesis import make_mosaics, provenance
 from .label import patch_labels, label_epoch_for
 from .store import DistilledSet
 from .baselines import random_crops, rded_crops, cut_patches
-import math, time, sys, inspect
+import os, time
 from dataclasses import dataclass, replace, asdict, fields
 from pathlib import Path
 import torch
@@ -183,7 +183,7 @@ def _assemble(data, images, y, logits, labeller, which, cfg, origin, seconds, ju
                 data=data.spec.name if data.spec else data.root.name, label_teacher=which, judge=about(judge), seconds=seconds)
     return DistilledSet(images=images, y=y, classes=data.classes, labels=logits, teacher=labeller, meta=meta, provenance=origin)
 
-# %% ../nbs/50_pipeline.ipynb #88beb51e
+# %% ../nbs/50_pipeline.ipynb #e67142c5
 def learner_teacher(
     learn:Learner,   # A fitted fastai image classifier whose loaders normalize
 )->Teacher:          # Shares the learner's network
@@ -200,15 +200,15 @@ def learner_data(
     learn:Learner,   # A fastai learner over image files
 )->ImageData:        # Its files and labels, class order as its vocab
     "The files inside a fastai learner's loaders"
-    if hasattr(learn.dls.train_ds, 'split'): parts = [learn.dls.train_ds.split, learn.dls.valid_ds.split]
-    else: parts = [_learner_split(ds) for ds in (learn.dls.train_ds, learn.dls.valid_ds)]
+    sets = (learn.dls.train_ds, learn.dls.valid_ds)
+    parts = [ds.split if isinstance(ds, ImageItems) else _learner_split(ds) for ds in sets]
     return ImageData(parts[0].root, tuple(map(str, learn.dls.vocab)), *parts, parts[1])
 
 def _learner_split(ds):
     "Files and labels of one fastai dataset"
     files = [Path(str(i)) for i in ds.items]
     if not files or not files[0].is_file(): raise DataError("the learner's items are not image files; loaders made from files are accepted; see ImageDataLoaders.from_folder")
-    root = Path(*Path(files[0]).resolve().anchor)
+    root = Path(os.path.commonpath([f.resolve().parent for f in files]))   # a common folder, so that draws do not depend on where it lies
     labels = tuple(int(ds.tls[1][i]) for i in range(len(files)))
     order = sorted(range(len(files)), key=lambda i: (labels[i], str(files[i])))
     return Split(root, tuple(str(files[i].resolve().relative_to(root)) for i in order), tuple(labels[i] for i in order))
