@@ -183,7 +183,7 @@ def _assemble(data, images, y, logits, labeller, which, cfg, origin, seconds, ju
                 data=data.spec.name if data.spec else data.root.name, label_teacher=which, judge=about(judge), seconds=seconds)
     return DistilledSet(images=images, y=y, classes=data.classes, labels=logits, teacher=labeller, meta=meta, provenance=origin)
 
-# %% ../nbs/50_pipeline.ipynb #e67142c5
+# %% ../nbs/50_pipeline.ipynb #a9a0f0c6
 def learner_teacher(
     learn:Learner,   # A fitted fastai image classifier whose loaders normalize
 )->Teacher:          # Shares the learner's network
@@ -201,14 +201,16 @@ def learner_data(
 )->ImageData:        # Its files and labels, class order as its vocab
     "The files inside a fastai learner's loaders"
     sets = (learn.dls.train_ds, learn.dls.valid_ds)
-    parts = [ds.split if isinstance(ds, ImageItems) else _learner_split(ds) for ds in sets]
+    if isinstance(sets[0], ImageItems): parts = [ds.split for ds in sets]
+    else:
+        root = os.path.commonpath([Path(str(i)).resolve().parent for ds in sets for i in ds.items])   # a common folder, so that draws do not depend on where it lies
+        parts = [_learner_split(ds, Path(root)) for ds in sets]
     return ImageData(parts[0].root, tuple(map(str, learn.dls.vocab)), *parts, parts[1])
 
-def _learner_split(ds):
+def _learner_split(ds, root):
     "Files and labels of one fastai dataset"
     files = [Path(str(i)) for i in ds.items]
     if not files or not files[0].is_file(): raise DataError("the learner's items are not image files; loaders made from files are accepted; see ImageDataLoaders.from_folder")
-    root = Path(os.path.commonpath([f.resolve().parent for f in files]))   # a common folder, so that draws do not depend on where it lies
     labels = tuple(int(ds.tls[1][i]) for i in range(len(files)))
     order = sorted(range(len(files)), key=lambda i: (labels[i], str(files[i])))
     return Split(root, tuple(str(files[i].resolve().relative_to(root)) for i in order), tuple(labels[i] for i in order))
