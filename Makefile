@@ -30,7 +30,7 @@ clean-check: $(READY)
 	$(ENV) $(BIN)/python tests/check_sync.py
 
 notebooks: $(READY)
-	cd nbs && $(ENV) nbdev-test --n_workers 2 --timing
+	cd nbs && $(ENV) nbdev-test --n-workers 2 --timing
 
 pytest: $(READY)
 	$(ENV) $(BIN)/python -m pytest
