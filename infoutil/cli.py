@@ -130,7 +130,7 @@ def run_show(a):
     print(f'written to {a.out}')
 
 # %% ../nbs/51_cli.ipynb #1244702d
-def run_demo(a, ipc=1, epochs=200, repeats=3):
+def run_demo(a, ipc=1, epochs=100, repeats=3):
     "infoutil demo"
     import matplotlib
     matplotlib.use('agg')
@@ -144,7 +144,7 @@ def run_demo(a, ipc=1, epochs=200, repeats=3):
         fetch_data('digits', out)
         data = load_data('digits', dest=out)
         print('2. a teacher')
-        train_teacher(data, out/'teacher', 'convnet3', 32, epochs=6, early_epoch=2)
+        train_teacher(data, out/'teacher', 'convnet3', 32, epochs=4, early_epoch=2)
         teacher, early = load_teacher(out/'teacher'), load_teacher(out/'teacher', 'early')
         print(f'3. {ipc} image a class by each method, and {repeats} students of each')
         rows = []
