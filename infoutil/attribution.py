@@ -44,7 +44,7 @@ def show_only(
     b = baseline.to(x)
     return torch.where(m>0, x[:, None], b[:, None] if b.ndim==4 else b)
 
-# %% ../nbs/10_attribution.ipynb #561a5042
+# %% ../nbs/10_attribution.ipynb #5d1dc886
 OUTPUTS = ('logit', 'probability')
 
 @torch.inference_mode()
@@ -56,14 +56,14 @@ def coalition_values(
     grid:int=4,                 # Patches along one side
     baseline:Tensor=None,       # See `show_only`
     output:str='logit',         # 'logit' or 'probability'
-    chunk:int=None,             # Masked images a pass, None: 64 on a CPU, 1024 on a GPU; does not change the result
+    chunk:int=None,             # Masked images a pass, None: 16 on a CPU, 1024 on a GPU; changes speed and memory, never the result
     precision:str='float32',    # See `core.autocast`
 )->Tensor:                      # float64 (n, s)
     "The model's output for the true class under every coalition"
     check_choice('output', output, OUTPUTS)
     dev = device_of(model) if isinstance(model, nn.Module) else x.device
     x, y, masks = x.to(dev), y.to(dev), masks.to(dev)
-    chunk = chunk or (64 if dev.type=='cpu' else 1024)
+    chunk = chunk or (16 if dev.type=='cpu' else 1024)      # a CPU computes small passes from its cache
     res = torch.empty(len(x), len(masks), dtype=torch.float64, device=dev)
     at_once = max(1, chunk//len(masks))
     with autocast(dev, precision):
@@ -135,7 +135,7 @@ def _fwht(a):
         h *= 2
     return a
 
-# %% ../nbs/10_attribution.ipynb #2a63331a
+# %% ../nbs/10_attribution.ipynb #ed556558
 @lru_cache(maxsize=8)
 def _kernel_tables(grid):
     "Prior covariance of two pair differences, and of a pair difference with phi, as tables over S xor T; float64"
@@ -148,85 +148,134 @@ def _kernel_tables(grid):
     cov_phi = 4*np.einsum('ia,ja->ij', bits.T*share, bits.T*np.where(order>0, 1/np.maximum(order, 1), 0.))
     return k, cross[:, full^np.arange(2**d)], cov_phi
 
+def _krige(K, cross, Phi):
+    "Projection P with phi = P g for pair differences g of covariance `K`; the first pair is full and empty; float64 (d, pairs)"
+    # universal kriging: order-1 coefficients beta are free; phi = 2 beta + cross K^-1 (g - Phi beta)
+    KiPhi = np.linalg.solve(K, Phi)
+    G = np.linalg.pinv(Phi.T@KiPhi)@KiPhi.T                   # beta = G g
+    C = np.linalg.solve(K, cross.T).T                         # (d, pairs)
+    P = 2*G+C-C@Phi@G
+    e = np.zeros(len(K)); e[0] = 2                            # efficiency: sum(phi) = f(full) - f(empty) = 2 g[0]
+    return P+(e-P.sum(0))/P.shape[0]
+
 def _solve_design(grid, codes):
-    "Projection P with phi = P g for the pair differences g at `codes` (the first pair is full and empty), float64 (d, pairs)"
-    d = grid*grid
+    "`_krige` on the kernel tables of a grid of up to 16 patches"
     k, cross, _ = _kernel_tables(grid)
     codes = np.asarray(codes)
-    K = k[codes[:, None]^codes[None]]+1e-9*np.eye(len(codes))
-    Phi = 2.*(codes[:, None]>>np.arange(d)&1)-1               # order-1 features chi_i(S)
-    # universal kriging: order-1 coefficients beta are free; phi = 2 beta + cross K^-1 (g - Phi beta)
-    KiPhi, G = np.linalg.solve(K, Phi), None
-    G = np.linalg.pinv(Phi.T@KiPhi)@KiPhi.T                   # beta = G g
-    C = np.linalg.solve(K, cross[:, codes].T).T               # (d, pairs)
-    P = 2*G+C-C@Phi@G
-    e = np.zeros(len(codes)); e[0] = 2                        # efficiency: sum(phi) = f(full) - f(empty) = 2 g[0]
-    return P+(e-P.sum(0))/d
+    Phi = 2.*(codes[:, None]>>np.arange(grid*grid)&1)-1       # order-1 features chi_i(S)
+    return _krige(k[codes[:, None]^codes[None]]+1e-9*np.eye(len(codes)), cross[:, codes], Phi)
 
-# %% ../nbs/10_attribution.ipynb #071a862f
+# %% ../nbs/10_attribution.ipynb #34b8713f
+def _greedy(kern, R, var, first, pairs):
+    "Indices of candidates, each the one that takes most from phi's posterior variance; `R` (d, n) covariance with phi, `var` (n,), `kern(i)` a column"
+    Ls, picked, nxt = [], [], first
+    for _ in range(min(pairs, len(var))):
+        col = kern(nxt)
+        for L in Ls: col = col-L*L[nxt]
+        L = col/math.sqrt(var[nxt])
+        R = R-np.outer(R[:, nxt]/math.sqrt(var[nxt]), L)
+        Ls.append(L); picked.append(nxt); var = var-L*L
+        gain = np.where(var>1e-9, (R**2).sum(0)/np.maximum(var, 1e-9), -1.)
+        gain[picked] = -1.
+        nxt = int(gain.round(9).argmax())                     # rounded, so that equal candidates tie on every machine
+    return picked
+
+_BIG = 1e2    # order 1 is free: a large, finite variance while choosing
+
 @lru_cache(maxsize=32)
 def _design(grid, pairs):
     "Codes of `pairs` coalitions whose complements are evaluated too; nested: fewer pairs are a prefix"
     d = grid*grid
     k, cross, _ = _kernel_tables(grid)
     pool = np.arange(2**(d-1), 2**d)                          # one of each complement pair: those that show the last patch
-    big = 1e2                                                 # order 1 is free: a large, finite variance while choosing
-    def kern(c): return k[pool^c]+big*(d-2*_popcount(pool^c))
+    kern = lambda i: k[pool^pool[i]]+_BIG*(d-2*_popcount(pool^pool[i]))
     chi = 2.*(pool[:, None]>>np.arange(d)&1)-1
-    R = cross[:, pool]+2*big*chi.T                            # running covariance of phi with every candidate
-    var = np.full(len(pool), k[0]+big*d)
-    Ls, codes = [], []
-    nxt = int(np.flatnonzero(pool==2**d-1)[0])
-    for _ in range(min(pairs, len(pool))):
-        col = kern(pool[nxt])
-        for L in Ls: col = col-L*L[nxt]
-        L = col/math.sqrt(var[nxt])
-        R = R-np.outer(R[:, nxt]/math.sqrt(var[nxt]), L)
-        Ls.append(L); codes.append(int(pool[nxt])); var = var-L*L
-        gain = np.where(var>1e-9, (R**2).sum(0)/np.maximum(var, 1e-9), -1.)
-        gain[np.isin(pool, codes)] = -1.
-        nxt = int(gain.round(9).argmax())
-    return tuple(codes)
+    picked = _greedy(kern, cross[:, pool]+2*_BIG*chi.T, np.full(len(pool), k[0]+_BIG*d), len(pool)-1, pairs)
+    return tuple(int(pool[i]) for i in picked)
 
 def _popcount(a):
     a = a.astype(np.uint32)
     return np.unpackbits(a.view(np.uint8).reshape(len(a), 4), axis=1).sum(1).astype(np.float64)
 
-# %% ../nbs/10_attribution.ipynb #1e5d1cbd
+# %% ../nbs/10_attribution.ipynb #fdf68af7
 def _symmetry(grid, seed):
     "One of the 8 symmetries of the square as a permutation of cells; seed 0 is the identity"
     cells = np.arange(grid*grid).reshape(grid, grid)
     s = seed%8
     return np.rot90(cells.T if s>=4 else cells, s%4).reshape(-1).copy()
 
+def _small_design(grid, pairs):
+    "Coalitions bool (pairs, d) and projection (d, pairs), chosen among all complement pairs"
+    codes = np.array(_design(grid, pairs))
+    return (codes[:, None]>>np.arange(grid*grid)&1).astype(bool), _solve_design(grid, codes)
+
 @lru_cache(maxsize=64)
 def _prior_plan(grid, budget, seed):
     "Masks (2*pairs, d) and projection (d, 2*pairs) of the prior-based estimator"
+    shown, P = _small_design(grid, budget//2) if grid<=4 else _large_design(grid, budget//2)
     d = grid*grid
-    codes = np.array(_design(grid, budget//2))
-    P = _solve_design(grid, codes)
-    shown = (codes[:, None]>>np.arange(d)&1).astype(bool)
     perm = _symmetry(grid, seed)
     inv = np.empty_like(perm); inv[perm] = np.arange(d)
     masks, Q = shown[:, inv], P[inv]                          # turn the design and its answer together
     return torch.from_numpy(np.concatenate([masks, ~masks])), torch.from_numpy(np.concatenate([Q, -Q], 1)/2)
 
-# %% ../nbs/10_attribution.ipynb #f9362815
-@lru_cache(maxsize=64)
-def _kernel_plan(grid, budget, seed):
-    "Masks and projection of paired KernelSHAP with the exact constraint"
-    d, g = grid*grid, rng(seed, 'kernelshap', grid)
-    w = torch.tensor([(d-1)/(k*(d-k)) for k in range(1, d)], dtype=torch.float64)
-    full, seen, rows, weight = torch.ones(d, dtype=torch.bool), set(), [], []
-    most, tries = min(budget//2-1, 2**(d-1)-1), 0
-    while len(rows)<most and tries<200*most+1000:
+# %% ../nbs/10_attribution.ipynb #e0c2f5aa
+_NUGGET = 0.1    # variance of what the truncation leaves out, relative to what it keeps
+
+def _triples(grid, reach=3):
+    "Triples of cells no wider than `reach`, int (t, 3), and their prior variances (t,)"
+    t = np.array(list(itertools.combinations(range(grid*grid), 3)))
+    diam = np.maximum(np.ptp(t//grid, 1), np.ptp(t%grid, 1))
+    return t[diam<=reach], _B**(diam[diam<=reach]-1.)
+
+def _truncated_covariances(grid, chi):
+    "Covariance (n, n) of the pair differences at the sign rows `chi` (n, d), and theirs with phi (d, n), orders 3"
+    (n, d), (trip, lam) = chi.shape, _triples(grid)
+    K, cross = np.zeros((n, n)), np.zeros((d, n))
+    for i in range(0, len(trip), 2048):
+        t, l = trip[i:i+2048], lam[i:i+2048]
+        f = chi[:, t].prod(2)
+        K += (f*l)@f.T
+        np.add.at(cross, t.T.reshape(-1), np.tile(2/3*(f*l).T, (3, 1)))
+    return K, cross
+
+def _large_design(grid, pairs):
+    "As `_small_design`, chosen among random complement pairs under a prior that is cut at order 3"
+    d = grid*grid
+    cand = torch.rand(4*pairs, d, generator=rng('prior candidates', grid)).numpy()<0.5
+    cand[0] = True                                            # full and empty
+    cand[:, -1] = True                                        # one of each pair: the one that shows the last patch
+    chi = 2.*cand-1
+    K, cross = _truncated_covariances(grid, chi)
+    K += np.diag(np.r_[1e-9, np.full(len(K)-1, _NUGGET*K[0, 0])])
+    big = K+_BIG*(chi@chi.T)
+    keep = _greedy(lambda i: big[i], cross+2*_BIG*chi.T, np.diag(big).copy(), 0, pairs)
+    return cand[keep], _krige(K[np.ix_(keep, keep)], cross[:, keep], chi[keep])
+
+# %% ../nbs/10_attribution.ipynb #5f99dbab
+def _draw_pairs(d, pairs, *keys):
+    "Different coalitions, sizes by the Shapley kernel, never one and its complement; bool (pairs, d)"
+    g, w = rng(*keys), torch.tensor([(d-1)/(k*(d-k)) for k in range(1, d)], dtype=torch.float64)
+    seen, rows, tries = set(), [], 0
+    while len(rows)<pairs and tries<200*pairs+1000:
         tries += 1
         m = torch.zeros(d, dtype=torch.bool)
         m[torch.randperm(d, generator=g)[:int(torch.multinomial(w, 1, generator=g))+1]] = True
         key = min(tuple(m.tolist()), tuple((~m).tolist()))
         if key in seen: continue
         seen.add(key); rows.append(m)
-    masks = torch.stack(rows+[~m for m in rows])
+    return torch.stack(rows)
+
+@lru_cache(maxsize=64)
+def _kernel_plan(grid, budget, seed):
+    "Masks and projection of paired KernelSHAP with the exact constraint"
+    d = grid*grid
+    full, pairs = torch.ones(d, dtype=torch.bool), min(budget//2-1, 2**(d-1)-1)
+    for attempt in range(1000):                               # near the least budget a draw may leave a patch undetermined
+        rows = _draw_pairs(d, pairs, seed, 'kernelshap', grid, *[attempt][:attempt])
+        if torch.linalg.matrix_rank(torch.cat([full[None], rows]).double()*2-1)==d: break
+    else: raise BudgetError(f"a budget of {budget} model calls came for {d} patches, for which 'kernel' found no draw that determines all; raise budget (--budget)")
+    masks = torch.cat([rows, ~rows])
     # phi = argmin |Z phi - (v - v0)|^2 with 1.phi = v1 - v0, both linear in v
     Z = masks.double()
     A = torch.linalg.pinv(Z.T@Z)
@@ -256,39 +305,36 @@ def _permutation_plan(grid, budget, seed):
                 prev = cur
     return torch.stack(masks), P
 
-# %% ../nbs/10_attribution.ipynb #139a1561
+# %% ../nbs/10_attribution.ipynb #8ae2801e
 METHODS = ('prior', 'kernel', 'permutation')
 
 def _plan(grid, budget, seed, method):
     "Masks (s, d) and projection (d, s); exact where the budget reaches all coalitions"
     check_choice('method', method, METHODS)
     d = grid*grid
-    least = {'prior': 2*d, 'kernel': 2*d, 'permutation': 2*d}[method]
-    if d>1 and budget<min(least, 2**d):
-        raise BudgetError(f"a budget of {budget} model calls came for {d} patches; {min(least, 2**d)} or more are needed by '{method}'; raise budget (--budget)")
+    least = min(2*d, 2**d)                                    # d unknowns, two calls an equation, whichever the method
+    if not isinstance(budget, int) or budget<least:
+        raise BudgetError(f"a budget of {budget} model calls came for {d} patches; {least} or more are needed by '{method}'; raise budget (--budget)")
     if d<=16 and budget>=2**d: return all_masks(d), _exact_matrix(d)
-    if method=='prior':
-        if grid>4: raise BudgetError(f"method 'prior' came for a grid of {grid}; it is made for grids up to 4; use method='kernel'")
-        return _prior_plan(grid, budget, seed)
-    return (_kernel_plan if method=='kernel' else _permutation_plan)(grid, budget, seed)
+    return {'prior': _prior_plan, 'kernel': _kernel_plan, 'permutation': _permutation_plan}[method](grid, budget, seed)
 
 def shapley_values(
     model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
     x:Tensor,                   # Normalized images (n, c, h, w)
     y:Tensor,                   # True classes (n,)
     grid:int=4,                 # Patches along one side
-    budget:int=64,              # Model calls an image, at most; the error falls as it grows; 2^(grid^2) gives exact values
+    budget:int=64,              # Model calls an image, at most; 2 grid^2 or more; the error falls as it grows; 2^(grid^2) gives exact values
     baseline:Tensor=None,       # What hidden patches show; None: zero, the mean colour
     output:str='logit',         # 'logit' or 'probability' of the true class
     seed:int=0,                 # 'prior': which of the 8 symmetries turns the design; else which coalitions are drawn
-    method:str='prior',         # 'prior', 'kernel' (the paper's) or 'permutation'; grids above 4 take 'kernel' or 'permutation'
+    method:str='prior',         # 'prior', 'kernel' (the paper's) or 'permutation'
     chunk:int=None,             # Masked images a pass; does not change the result
     precision:str='float32',    # See `core.autocast`; bfloat16 changes values by about half a percent
 )->Tensor:                      # float32 (n, grid, grid), in the unit of the output; sums to f(x) - f(baseline)
     "Shapley values of the patches of each image, for the model's output at the true class"
     return attribute(model, x, y, grid, budget, baseline, output, seed, method, chunk, precision).phi
 
-# %% ../nbs/10_attribution.ipynb #3c5601a8
+# %% ../nbs/10_attribution.ipynb #235c1cbd
 @dataclass(frozen=True, eq=False)
 class Attribution:
     "Shapley values of a batch and what produced them"
@@ -299,6 +345,8 @@ class Attribution:
     budget:int      # Model calls an image
     method:str      # Estimator
     output:str      # 'logit' or 'probability'
+    grid:int=4      # Patches along one side
+    seed:int=0      # Seed of the design
     def __len__(self): return len(self.phi)
     def __repr__(self): return f"Attribution({len(self)} images, {self.phi.shape[-1]} x {self.phi.shape[-1]} patches, {self.budget} calls, '{self.method}')"
 
@@ -307,15 +355,15 @@ def attribute(model, x:Tensor, y:Tensor, grid:int=4, budget:int=64, baseline:Ten
     "Like `shapley_values`, with the outputs on whole and hidden images kept beside the values"
     check_batch(x, y); check_eval(model); _check_grid(x, grid)
     masks, P = _plan(grid, budget, seed, method)
-    if not len(x): return Attribution(x.new_zeros(0, grid, grid), x.new_zeros(0), x.new_zeros(0), y, len(masks), method, output)
+    if not len(x): return Attribution(x.new_zeros(0, grid, grid), x.new_zeros(0), x.new_zeros(0), y, len(masks), method, output, grid, seed)
     v = coalition_values(model, x, y, masks, grid, baseline, output, chunk, precision)
     size = masks.sum(1)
     full, empty = v[:, int(size.argmax())], v[:, int(size.argmin())]
     phi = v@P.to(v.device).T
     phi = phi+((full-empty)-phi.sum(1))[:, None]/phi.shape[1]        # takes off the last rounding
-    return Attribution(phi.float().view(len(x), grid, grid), full.float(), empty.float(), y, len(masks), method, output)
+    return Attribution(phi.float().view(len(x), grid, grid), full.float(), empty.float(), y, len(masks), method, output, grid, seed)
 
-# %% ../nbs/10_attribution.ipynb #33180d9d
+# %% ../nbs/10_attribution.ipynb #76c80b3f
 from fastcore.basics import patch
 
 @patch
@@ -339,7 +387,7 @@ def show(self:Attribution,
 
 @patch
 def to_shap(self:Attribution,
-    x:Tensor,           # The images that were attributed (n, 3, h, w)
+    x:Tensor,           # The images that were attributed (n, 3, h, w); pass pixels (0-255 or 0-1) for `shap.image_plot`
 ):                      # `shap.Explanation` with values (n, h, w, 3), for `shap.image_plot`
     "The maps at the resolution of the images, as shap's own object; values of an image still sum to its total"
     import shap
@@ -350,27 +398,42 @@ def to_shap(self:Attribution,
     vals = (up[..., None]/3).expand(n, h, w, 3).numpy()
     return shap.Explanation(values=vals, base_values=self.empty.cpu().numpy(), data=x.permute(0, 2, 3, 1).cpu().numpy())
 
-# %% ../nbs/10_attribution.ipynb #4bea8d01
+# %% ../nbs/10_attribution.ipynb #f495423d
+def _last_conv(model):
+    "The last convolution, unless the network goes on for long behind it"
+    leaves = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None] if isinstance(model, nn.Module) else []
+    last = max((i for i,m in enumerate(leaves) if isinstance(m, nn.Conv2d)), default=-1)
+    if 4*(last+1)<len(leaves) or last<0:
+        raise InfoUtilError("the model has no convolution near its output; Grad-CAM accepts networks that end in one; name a layer of output (n, c, h, w) with layer=")
+    return leaves[last]
+
+def _cam(model, x, y, grid, layer):
+    "Grad-CAM of one batch"
+    acts = []
+    h = layer.register_forward_hook(lambda _,__,out: acts.append(out))
+    try:
+        with torch.enable_grad():
+            out = model(x.detach().requires_grad_())
+            check_labels(y, out.shape[1])
+            if not acts or acts[-1].ndim!=4:
+                came = tuple(acts[-1].shape) if acts else 'none'
+                raise InfoUtilError(f"the layer's output has shape {came}; (n, c, h, w) is accepted; name a convolution with layer=")
+            g = torch.autograd.grad(out.gather(1, y[:, None]).sum(), acts[-1])[0]
+    finally: h.remove()
+    cam = (acts[-1].detach()*g.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
+    return F.adaptive_avg_pool2d(F.interpolate(cam, x.shape[-2:], mode='bilinear', align_corners=False), grid)[:, 0]
+
+# %% ../nbs/10_attribution.ipynb #6c9da030
 def grad_cam(
     model:nn.Module,         # A network with convolutions, in eval mode
     x:Tensor,                # Normalized images (n, c, h, w)
     y:Tensor,                # Classes (n,)
     grid:int=4,              # Patches along one side
-    layer:nn.Module=None,    # Layer to look at; None: the last convolution
+    layer:nn.Module=None,    # Layer to look at, with an output (n, c, h, w); None: the last convolution
+    chunk:int=64,            # Images a pass; does not change the result
 )->Tensor:                   # (n, grid, grid), 0 or more, no unit
     "Grad-CAM maps at the resolution of the patch grid"
     check_batch(x, y); check_eval(model); _check_grid(x, grid)
-    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)] if isinstance(model, nn.Module) else []
-    layer = layer or (convs[-1] if convs else None)
-    if layer is None: raise InfoUtilError("the model has no convolution; Grad-CAM accepts networks with one; name a layer with layer=")
-    acts, dev = [], device_of(model)
-    h = layer.register_forward_hook(lambda _,__,out: acts.append(out))
-    try:
-        with torch.enable_grad():
-            out = model(x.to(dev).detach().requires_grad_())
-            g = torch.autograd.grad(out.gather(1, y.to(dev)[:, None]).sum(), acts[0])[0]
-    finally: h.remove()
-    if acts[0].ndim!=4: raise InfoUtilError(f"the layer's output has shape {tuple(acts[0].shape)}; (n, c, h, w) is accepted; name a convolution with layer=")
-    cam = (acts[0].detach()*g.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
-    big = F.interpolate(cam, x.shape[-2:], mode='bilinear', align_corners=False)
-    return F.adaptive_avg_pool2d(big, grid)[:, 0]
+    layer = layer or _last_conv(model)
+    if not len(x): return x.new_zeros(0, grid, grid)
+    return torch.cat([_cam(model, *xy, grid, layer) for xy in zip(x.to(device_of(model)).split(chunk), y.to(device_of(model)).split(chunk))])

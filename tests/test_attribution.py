@@ -1,0 +1,171 @@
+"Shapley estimators against brute force, closed forms, axioms and their own promises"
+import math, itertools
+import pytest, torch
+from torch import nn
+from infoutil.core import *
+from infoutil.models import get_model
+from infoutil.attribution import METHODS, all_masks, attribute, coalition_values, exact_shapley, grad_cam, shapley_values, show_only
+
+def by_definition(v, d):
+    "Shapley values from the subset formula; `v` takes a frozenset"
+    phi = []
+    for i in range(d):
+        rest = [j for j in range(d) if j!=i]
+        phi.append(sum((v(frozenset(s)|{i})-v(frozenset(s)))*math.factorial(k)*math.factorial(d-k-1)/math.factorial(d)
+                       for k in range(d) for s in itertools.combinations(rest, k)))
+    return torch.tensor(phi, dtype=torch.float64)
+
+class Game(nn.Module):
+    "A game of patches as a model: an image of ones, each patch one pixel, looks its coalition up in a table"
+    def __init__(self, table): super().__init__(); self.table = table
+    def forward(self, x):
+        code = ((x[:, 0].flatten(1)>.5).long()<<torch.arange(x[0, 0].numel())).sum(1)
+        return self.table[code][:, None]
+
+class Additive(nn.Module):
+    "Adds the pixels up under weights; two classes"
+    def __init__(self, w): super().__init__(); self.w, self.calls = w, 0
+    def forward(self, x):
+        self.calls += len(x)
+        s = (x.double()*self.w).sum((1, 2, 3))
+        return torch.stack([s, -2*s], 1)
+
+def patch_sums(t, grid):
+    "Sums over the patches of (h, w), borders at round(i*side/grid)"
+    e = [[round(i*s/grid) for i in range(grid+1)] for s in t.shape]
+    return torch.stack([torch.stack([t[a:b, c:d].sum() for c,d in zip(e[1], e[1][1:])]) for a,b in zip(e[0], e[0][1:])])
+
+@pytest.mark.parametrize('seed,grid', [(s, g) for s in range(3) for g in (2, 3)])
+def test_exact_is_the_subset_formula(seed, grid):
+    d = grid*grid
+    table = torch.randn(2**d, generator=rng(seed), dtype=torch.float64)
+    x, y = torch.ones(1, 3, grid, grid), torch.tensor([0])
+    want = by_definition(lambda s: float(table[sum(1<<i for i in s)]), d)
+    for got in (exact_shapley(Game(table).eval(), x, y, grid), shapley_values(Game(table).eval(), x, y, grid, budget=2**d)):
+        torch.testing.assert_close(got.flatten().double(), want, rtol=1e-5, atol=1e-6)
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('grid', [1, 2, 3, 4, 5, 7])
+def test_additive_games_are_exact_at_the_least_budget(grid, method):
+    w, x, y = torch.randn(3, 23, 17, generator=rng(1), dtype=torch.float64), torch.rand(3, 3, 23, 17, generator=rng(2)), torch.tensor([0, 1, 0])
+    want = torch.stack([patch_sums((xi.double()*w).sum(0), grid)*(1, -2)[int(c)] for xi,c in zip(x, y)])
+    least = min(2*grid**2, 2**grid**2)
+    for budget in (least, least+1, least+9):
+        model = Additive(w).eval()
+        for seed in (0, 5):
+            model.calls = 0
+            got = shapley_values(model, x, y, grid, budget, seed=seed, method=method)
+            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+            assert model.calls<=budget*len(x)
+    with pytest.raises(BudgetError, match=f'{least} or more'): shapley_values(model, x, y, grid, least-1, method=method)
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('output', ['logit', 'probability'])
+def test_values_sum_to_the_whole_minus_the_hidden_image(method, output):
+    (x, y), net = toy_batch(5, 20), toy_model()
+    base = torch.rand(3, 1, 1)
+    for grid,budget in ((2, 9), (3, 40), (4, 64), (5, 64), (7, 128)):
+        for baseline in (None, base, torch.zeros(()), x.flip(0)):
+            a = attribute(net, x, y, grid, budget, baseline, output, method=method)
+            hidden = torch.zeros_like(x) if baseline is None else baseline.expand_as(x)
+            read = lambda z: (net(z).softmax(1) if output=='probability' else net(z)).gather(1, y[:, None])[:, 0]
+            torch.testing.assert_close(a.phi.sum((1, 2)), read(x)-read(hidden), rtol=1e-4, atol=1e-5)
+            assert a.budget<=budget and a.phi.shape==(5, grid, grid) and a.phi.dtype==torch.float32
+
+def test_order_two_games_are_exact_for_the_prior():
+    d, g = 16, rng(3)
+    a, b = torch.randn(d, generator=g).double(), torch.randn(d, d, generator=g).double().triu(1)
+    m = all_masks(d).double()
+    table = m@a+((m@b)*m).sum(1)
+    got = shapley_values(Game(table).eval(), torch.ones(1, 3, 4, 4), torch.tensor([0]), budget=32).flatten().double()
+    torch.testing.assert_close(got, a+(b+b.T).sum(1)/2, rtol=1e-4, atol=1e-5)
+
+def test_neither_chunk_nor_neighbours_matter():
+    (x, y), net = toy_batch(6, 16), toy_model()
+    for method in METHODS:
+        want = shapley_values(net, x, y, method=method)
+        for chunk in (1, 5, 64, 500): torch.testing.assert_close(shapley_values(net, x, y, method=method, chunk=chunk), want, rtol=1e-4, atol=1e-5)
+        assert torch.equal(torch.cat([shapley_values(net, x[i:i+1], y[i:i+1], method=method) for i in range(6)]), want)
+        assert torch.equal(shapley_values(net, x, y, method=method), want)
+
+def test_seeds_turn_the_design_and_a_turned_image_gets_a_turned_map():
+    (x, y), net = toy_batch(2, 16), toy_model()
+    maps = [shapley_values(net, x, y, budget=40, seed=s) for s in range(9)]
+    assert torch.equal(maps[0], maps[8]) and not torch.equal(maps[0], maps[1])
+    even = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 2)).eval()
+    torch.testing.assert_close(*[shapley_values(even, x, y%2, seed=s) for s in (0, 6)], rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize('grid', [2, 3, 4])
+def test_the_design_is_nested_and_has_no_doubles(grid):
+    from infoutil.attribution import _plan
+    for budget in (2*grid**2, 60, 64, 200):
+        for method in ('prior', 'kernel'):
+            if 2*grid**2<=budget<2**grid**2:
+                masks, P = _plan(grid, budget, 2, method)
+                assert len(masks.unique(dim=0))==len(masks)<=budget
+                torch.testing.assert_close(P.sum(0)[masks.sum(1)==grid**2], torch.ones(1).double())
+
+def test_accuracy_grows_with_the_budget_on_a_real_network():
+    (x, y), net = toy_batch(4, 12, seed=5), toy_model(seed=2)
+    exact = exact_shapley(net, x, y, grid=3)
+    for method in METHODS:
+        err = [float((shapley_values(net, x, y, 3, b, method=method)-exact).norm()/exact.norm()) for b in (18, 60, 250)]
+        assert err[2]<=err[0] and err[2]<.15, (method, err)
+
+def test_hidden_patches_of_any_size():
+    x, masks = torch.rand(2, 3, 10, 7), torch.tensor([[1, 0, 0]*3, [0]*9, [1]*9]).bool()
+    out = show_only(x, masks, 3)
+    assert torch.equal(out[:, 2], x) and not out[:, 1].any()
+    assert torch.equal(out[:, 0, :, :, :2], x[..., :2]) and not out[:, 0, :, :, 2:].any()
+    assert torch.equal(show_only(x, masks, 3, torch.ones(3, 1, 1))[:, 1], torch.ones_like(x))
+
+def test_nothing_is_changed():
+    (x, y), net = toy_batch(3), toy_model()
+    before, state, random = x.clone(), {k:v.clone() for k,v in net.state_dict().items()}, torch.get_rng_state()
+    for method in METHODS: shapley_values(net, x, y, method=method)
+    phi = shapley_values(net, x, y); grad_cam(net, x, y)
+    assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), random) and not phi.is_inference()
+    assert all(torch.equal(v, state[k]) for k,v in net.state_dict().items()) and all(p.grad is None for p in net.parameters())
+
+def test_bfloat16_stays_near():
+    (x, y), net = toy_batch(4), toy_model()
+    a, b = shapley_values(net, x, y), shapley_values(net, x, y, precision='bfloat16')
+    assert 0<float((a-b).norm()/a.norm())<.1
+
+def test_bad_input():
+    (x, y), net = toy_batch(2), toy_model()
+    with pytest.raises(InfoUtilError, match='NaN'): shapley_values(lambda z: net(z)*float('nan'), x, y)
+    with pytest.raises(InfoUtilError, match='class order'): shapley_values(net, x, y+9)
+    with pytest.raises(InfoUtilError, match='eval'): shapley_values(toy_model().train(), x, y)
+    with pytest.raises(InfoUtilError, match='from 1 to 16'): shapley_values(net, x, y, grid=17)
+    with pytest.raises(InfoUtilError, match='method'): shapley_values(net, x, y, method='lime')
+    with pytest.raises(InfoUtilError, match='output'): shapley_values(net, x, y, output='loss')
+    with pytest.raises(InfoUtilError, match='precision'): shapley_values(net, x, y, precision='half')
+    with pytest.raises(BudgetError, match='use shapley_values'): exact_shapley(net, x, y, grid=5)
+    assert shapley_values(net, x[:0], y[:0]).shape==(0, 4, 4)
+
+def test_grad_cam_finds_the_layer_or_says_so():
+    x, y = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    for arch in ('resnet18', 'vgg11', 'mobilenet_v2'):
+        with seeded(0): net = get_model(arch, 2, 64).eval()
+        cam = grad_cam(net, x, y)
+        assert cam.shape==(2, 4, 4) and (cam>=0).all() and cam.isfinite().all()
+        torch.testing.assert_close(grad_cam(net, x, y, chunk=1), cam, rtol=1e-3, atol=1e-5)
+    with seeded(0): swin = get_model('swin_v2_t', 2, 64).eval()
+    with pytest.raises(InfoUtilError, match='layer='): grad_cam(swin, x, y)
+
+def test_grad_cam_by_hand():
+    conv = nn.Conv2d(3, 1, 1, bias=False); conv.weight.data.fill_(1.)
+    net = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
+    net[3].weight.data = torch.tensor([[64.], [-64.]])                      # 64 pixels: the gradient at each is 1, or -1
+    x = torch.rand(1, 3, 8, 8)
+    want = x.sum(1).view(1, 2, 4, 2, 4).mean((2, 4))
+    torch.testing.assert_close(grad_cam(net, x, torch.tensor([0]), grid=2), want)
+    assert not grad_cam(net, x, torch.tensor([1]), grid=2).any()
+
+def test_shap_object_keeps_the_sum():
+    (x, y), net = toy_batch(3, 19), toy_model()
+    a = attribute(net, x, y, grid=4)
+    e = a.to_shap(x)
+    assert e.values.shape==e.data.shape==(3, 19, 19, 3)
+    torch.testing.assert_close(torch.tensor(e.values.sum((1, 2, 3))+e.base_values).float(), a.full, rtol=1e-4, atol=1e-5)
