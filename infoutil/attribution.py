@@ -366,21 +366,26 @@ def attribute(model, x:Tensor, y:Tensor, grid:int=4, budget:int=64, baseline:Ten
 # %% ../nbs/10_attribution.ipynb #76c80b3f
 from fastcore.basics import patch
 
+def _ink(im):
+    "An image in gray from 0 to 1, mostly light: a mostly dark one is inverted, or it would darken the colours below it"
+    g = im.float().mean(0).cpu()
+    g = (g-g.min())/(g.max()-g.min()).clamp_min(1e-6)
+    return 1-g if g.mean()<.5 else g
+
 @patch
 def show(self:Attribution,
     x:Tensor,           # The images that were attributed (n, 3, h, w), in any scale
     n:int=8,            # How many to show
     axs=None,           # Axes to draw on; None: a new row
 ):                      # The axes
-    "Draw the maps over the images, red for and blue against the class"
+    "Draw the maps with the images in gray over them (dark ones inverted), red for and blue against the class"
     import matplotlib.pyplot as plt
     n = min(n, len(self))
     if axs is None: axs = np.atleast_1d(plt.subplots(1, n, figsize=(1.5*n, 2.1), constrained_layout=True)[1])
     top = float(self.phi[:n].abs().max())
     for a,im,p,c in zip(axs, x, self.phi, self.y):
-        im = im.float().mean(0).cpu()
-        a.imshow(im, cmap='gray', extent=(0, 1, 1, 0))
-        drawn = a.imshow(p.cpu(), cmap='bwr', vmin=-top, vmax=top, alpha=0.55, extent=(0, 1, 1, 0), interpolation='nearest')
+        drawn = a.imshow(p.cpu(), cmap='bwr', vmin=-top, vmax=top, extent=(0, 1, 1, 0), interpolation='nearest')
+        a.imshow(_ink(im), cmap='gray', vmin=0, vmax=1, alpha=0.35, extent=(0, 1, 1, 0))    # over the map, so that its colours stay those of the bar
         a.set_title(f'class {int(c)}'); a.axis('off')
     plt.colorbar(drawn, ax=list(axs), shrink=0.7, label=f'share of the {self.output}')
     return axs

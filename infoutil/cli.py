@@ -8,6 +8,7 @@ __all__ = ['run_teacher', 'run_distill', 'run_evaluate', 'run_show', 'run_demo',
 # %% ../nbs/51_cli.ipynb #acd80519
 from .core import *
 import argparse, json, math, sys, time
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def _add_demo(subs):
 
 def _add_data(p, what='folder of images (train/CLASS/* with val/ or test/ beside it, or CLASS/*), or a name such as digits or cifar10'):
     p.add_argument('data', metavar='DATA', help=what)
-    p.add_argument('--valid-frac', type=float, help='hold out this part of the training images of every class; never a candidate, never trained on')
+    p.add_argument('--valid-frac', type=float, help='hold out this part of the training images of every class; never a candidate, never trained on (default: 0.2 where DATA has no val/ or test/, else nothing; distill: what the teacher was trained with)')
 
 # %% ../nbs/51_cli.ipynb #937db9e0
 def _add_teacher(subs):
@@ -73,7 +74,7 @@ def _add_evaluate(subs):
     p = _sub(subs, 'evaluate', 'Train students on a distilled set and measure them on real images.', run_evaluate)
     p.add_argument('set', metavar='DIR', help='directory written by `infoutil distill`')
     p.add_argument('--test', required=True, help='folder CLASS/* of real images, or the root or name of the data set')
-    p.add_argument('--valid-frac', type=float, help='measure on the part of the training images that this fraction holds out')
+    p.add_argument('--valid-frac', type=float, help='measure on the part of the training images that this fraction holds out (default: only where DATA has no test part)')
     p.add_argument('--arch', help='student network (default: the one that judged the set)')
     p.add_argument('--labels', default='online', help='online, stored or hard')
     p.add_argument('--protocol', default='rded', help='rded, paper (adds AutoAugment) or hard')
@@ -115,7 +116,7 @@ def run_evaluate(a):
     from infoutil.evaluate import evaluate
     from infoutil.store import DistilledSet
     if a.out and not Path(a.out).resolve().parent.is_dir(): raise OutputError(f"no folder {Path(a.out).parent} for the result; an existing one is accepted; make it first")
-    ds = DistilledSet.load(a.set, device=default_device())
+    ds = DistilledSet.load(a.set, device=default_device(), with_teacher=a.labels=='online')
     res = evaluate(ds, a.test, a.arch, a.labels, a.protocol, a.epochs, a.repeats, a.seed, valid_frac=a.valid_frac, precision=a.precision)
     print(f"{res.config['arch']}, {ds.ipc} images per class, {res.config['labels']} labels: {res}")
     if a.out: write_json(a.out, res.to_dict())
@@ -123,17 +124,13 @@ def run_evaluate(a):
 def run_show(a):
     "infoutil show"
     from infoutil.store import DistilledSet
-    import matplotlib
-    matplotlib.use('agg')
     if not Path(a.out).resolve().parent.is_dir(): raise OutputError(f"no folder {Path(a.out).parent} for the picture; an existing one is accepted; make it first")
-    DistilledSet.load(a.set).show(a.max_classes, a.max_ipc, path=a.out)
+    DistilledSet.load(a.set, with_teacher=False).show(a.max_classes, a.max_ipc, path=a.out)
     print(f'written to {a.out}')
 
 # %% ../nbs/51_cli.ipynb #1244702d
 def run_demo(a, ipc=1, epochs=100, repeats=3):
     "infoutil demo"
-    import matplotlib
-    matplotlib.use('agg')
     from infoutil.data import fetch_data, load_data
     from infoutil.evaluate import evaluate
     from infoutil.pipeline import DISTILL_METHODS, distill
@@ -166,12 +163,21 @@ def _table(rows, teacher, seconds):
     return head+body+f'| all of them (the teacher) | {100*teacher.accuracy:.1f} % |\n| chance | {100/len(teacher.classes):.1f} % |\n\n{seconds:.0f} seconds.\n'
 
 # %% ../nbs/51_cli.ipynb #8ef9ddde
+@contextmanager
+def _bars():
+    "Progress bars are for terminals; in a log they would be thousands of lines"
+    from fastprogress import fastprogress
+    old, fastprogress.NO_BAR = fastprogress.NO_BAR, not sys.stdout.isatty()
+    try: yield
+    finally: fastprogress.NO_BAR = old
+
 def main(
     argv=None,   # Arguments; None: those of the process
 )->int:          # Exit status: 0, or 1 after a user's mistake
     "The `infoutil` command"
     a = _parser().parse_args(argv)
-    try: a.run(a)
+    try:
+        with _bars(): a.run(a)
     except InfoUtilError as e:
         if a.debug: raise
         print(f'infoutil: {e}', file=sys.stderr)

@@ -116,6 +116,7 @@ class ImageData:
     valid:Split          # What teachers are checked on
     test:Split           # What students are measured on; `valid` where the folder has no other
     spec:DatasetSpec=None  # The row of `SPECS`, where it was loaded by name
+    held_out:float=None  # Part of every class's training images that was split off as `valid`; None: nothing was
     @property
     def n_classes(self): return len(self.classes)
     def __repr__(self):
@@ -183,9 +184,9 @@ def load_folder(
     val  = next((subs[k] for k in ('val', 'valid', 'validation') if k in subs), None) if 'train' in subs else None
     test = subs.get('test') if 'train' in subs else None
     val, test = [_list_split(root, p, classes)[1] if p else None for p in (val, test)]
-    if valid_frac is not None or not (val or test): train, held = _hold_out(train, 0.2 if valid_frac is None else valid_frac, seed)
-    else: held = None
-    return ImageData(root, classes, train, held or val or test, test or val or held, spec)
+    frac, held = 0.2 if valid_frac is None and not (val or test) else valid_frac, None
+    if frac is not None: train, held = _hold_out(train, frac, seed)
+    return ImageData(root, classes, train, held or val or test, test or val or held, spec, frac)
 
 # %% ../nbs/01_data.ipynb #6c72d593
 def _write_digits(dest):
@@ -244,7 +245,9 @@ def load_data(
     dest=None,               # See `fetch_data`
 )->ImageData:
     "Load an image folder or a named data set"
-    if isinstance(source, ImageData): return source
+    if isinstance(source, ImageData):
+        if valid_frac is not None: raise DataError(f"loaded data came with a validation fraction of {valid_frac}; one or the other is accepted; give the fraction where the folder is loaded")
+        return source
     if str(source) in SPECS and not Path(source).is_dir():
         return load_folder(fetch_data(str(source), dest), valid_frac, seed, SPECS[str(source)])
     return load_folder(source, valid_frac, seed)

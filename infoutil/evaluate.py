@@ -11,7 +11,7 @@ from .data import ImageData, ImageItems, Split, load_folder, load_data, _list_sp
 from .store import DistilledSet
 from .student import student_learner, PROTOCOLS, Protocol
 import math, statistics, time
-from dataclasses import dataclass, asdict
+from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 import torch
 from fastai.data.all import TfmdDL
@@ -35,6 +35,18 @@ def load_test(
         raise InfoUtilError(f"the test images have {len(names)} classes and the distilled set {len(classes)} (on one side only: {', '.join(odd[:5]) or 'none, the order differs'}); "
                             "the same class folders are accepted; use the test part of the same data set")
     return split
+
+def _test_fraction(ds, test, valid_frac):
+    "The part of a folder's training images to measure on; None where the folder is for testing alone, or has a part that is"
+    held, root = ds.meta.get('held_out'), Path(test) if isinstance(test, (str, Path)) else None
+    if valid_frac is not None and held not in (None, valid_frac):
+        raise InfoUtilError(f"a held-out fraction of {valid_frac} came and {held} of the training images were held out from the teacher and from the set; "
+                            f"{held} is accepted, since the others have been trained on; leave valid_frac (--valid-frac) out")
+    if valid_frac is not None or root is None or not root.is_dir(): return valid_frac
+    if (root/'train').is_dir(): return None if any((root/k).is_dir() for k in ('test', 'val', 'valid', 'validation')) else held
+    if root.resolve().name!=ds.meta.get('data') or not ds.provenance or not all((root/p['source']).is_file() for p in ds.provenance): return None
+    if held is not None: return held
+    raise InfoUtilError(f"{root} holds the images that the set was distilled from; images that neither the set nor its teacher has seen are accepted; name a folder of test images")
 
 def real_dl(
     split:Split,     # Files and labels
@@ -83,7 +95,7 @@ def evaluate(
 )->Result:
     "Train `repeats` students from scratch and measure each on real images after its last epoch"
     if repeats<1: raise InfoUtilError(f"{repeats} repeats came; 1 or more is accepted; 3 or more give a spread")
-    split = test if isinstance(test, Split) else load_test(test, ds.classes, valid_frac)
+    split = test if isinstance(test, Split) else load_test(test, ds.classes, _test_fraction(ds, test, valid_frac))
     dl = real_dl(split, ds.size, ds.mean, ds.std, device=device)
     accs, secs, curves = [], [], []
     for r in range(repeats):

@@ -8,7 +8,7 @@ __all__ = ['PROTOCOLS', 'LABELS', 'Protocol', 'lr_for', 'batch_size_for', 'half_
 
 # %% ../nbs/30_student.ipynb #a78eb344
 from .core import *
-from .models import get_model
+from .models import arch_names, get_model
 from .teacher import Autocast
 from .augment import draw_views, apply_views
 from .label import OnlineLabels, StoredLabels, HardLabels
@@ -135,6 +135,12 @@ def _labeller(ds, labels, precision, device):
                                                "distil again with the teacher kept, or pass labels='stored'")
     return OnlineLabels(ds.teacher.model.to(device, memory_format=torch.channels_last).eval(), precision)
 
+def _student_arch(ds, arch):
+    "The network to train; a set that was judged by an unnamed one needs it said"
+    judge = ds.meta.get('judge', {}).get('arch') or (ds.teacher.arch if ds.teacher else None)
+    if arch or judge in arch_names(): return arch or judge
+    raise InfoUtilError(f"no network came for the student, and the one that judged the set ({judge or 'unknown'}) has no name that get_model knows; a name such as 'convnet3' or 'resnet18' is accepted; pass arch (--arch)")
+
 def _matrices(model):
     "Weight matrices, which decay, and everything else, which does not"
     yes, no = [], []
@@ -151,7 +157,7 @@ class EpochBar(Callback):
 def student_learner(
     ds:DistilledSet,         # What to learn from
     valid=None,              # fastai DataLoader of real, normalized images; None: the learner cannot validate
-    arch:str=None,           # Network; None: the label teacher's, or what the set says
+    arch:str=None,           # Name of the network, see `models.get_model`; None: the one that judged the set
     labels:str='online',     # 'online', 'stored' or 'hard'
     protocol='rded',         # A name in `PROTOCOLS`, or a `Protocol`
     epochs:int=None,         # None: the protocol's
@@ -167,7 +173,7 @@ def student_learner(
     p = protocol if isinstance(protocol, Protocol) else PROTOCOLS[check_choice('protocol', protocol, PROTOCOLS)]
     device, epochs = torch.device(device) if device else default_device(), p.epochs if epochs is None else epochs
     if epochs<1: raise InfoUtilError(f"{epochs} epochs came; 1 or more is accepted; 300 is the protocol's")
-    arch = arch or ds.meta.get('judge', {}).get('arch') or (ds.teacher.arch if ds.teacher else 'convnet3')
+    arch = _student_arch(ds, arch)
     n_classes = len(ds.classes)
     with seeded(seed, 'student weights'): model = get_model(arch, n_classes, ds.size).to(device)
     lr = lr or lr_for(arch, n_classes, ds.size)

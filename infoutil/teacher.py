@@ -39,6 +39,7 @@ class Teacher:
     epoch:int=0          # Epochs trained
     accuracy:float=float('nan')   # Top-1 on the validation part, as a fraction
     sha256:str=''        # Digest of the weights file, empty before it is saved
+    held_out:float=None  # Part of the folder's training images that it never saw, see `data.load_folder`; None: it was given all of them
     def __repr__(self):
         return f'Teacher({self.arch}, {len(self.classes)} classes, {self.size} px, epoch {self.epoch}, accuracy {self.accuracy:.3f})'
     def to(self, device):
@@ -75,7 +76,7 @@ def save_teacher(
     except (OSError, SafetensorError) as e: raise OutputError(f"{path} cannot be written ({e}); choose a place with room and write permission") from e
     teacher = replace(teacher, sha256=sha256(path/f'{name}.safetensors'))
     write_json(path/f'{name}.json', dict(schema=SCHEMA, arch=teacher.arch, classes=list(teacher.classes), size=teacher.size, mean=list(teacher.mean),
-               std=list(teacher.std), epoch=teacher.epoch, accuracy=None if math.isnan(teacher.accuracy) else teacher.accuracy, sha256=teacher.sha256))
+               std=list(teacher.std), epoch=teacher.epoch, accuracy=None if math.isnan(teacher.accuracy) else teacher.accuracy, sha256=teacher.sha256, held_out=teacher.held_out))
     return teacher
 
 # %% ../nbs/03_teacher.ipynb #9033800b
@@ -123,7 +124,7 @@ def load_teacher(
     except SafetensorError as e: raise TeacherError(f"{file} is not a safetensors file ({e}); restore it or train again") from e
     model = _check_arch(model, state, file.name).to(default_device() if device is None else device)
     acc = float('nan') if meta['accuracy'] is None else meta['accuracy']
-    return Teacher(model, meta['arch'], tuple(meta['classes']), meta['size'], tuple(meta['mean']), tuple(meta['std']), meta['epoch'], acc, meta['sha256'])
+    return Teacher(model, meta['arch'], tuple(meta['classes']), meta['size'], tuple(meta['mean']), tuple(meta['std']), meta['epoch'], acc, meta['sha256'], meta.get('held_out'))
 
 def check_classes(
     teacher,       # Class names of the teacher, in order
@@ -174,7 +175,7 @@ def teacher_learner(
 )->Learner:                   # A fastai learner that has not been fitted
     "A fastai `Learner` for a teacher of `data`"
     size = size or guess_size(data)
-    arch = arch or default_arch(size)
+    arch = arch or (default_arch(size) if model is None else 'custom')
     device = torch.device(device) if device else default_device()
     if workers is None: workers = 0 if len(data.train)*3*size**2<=2**30 else max(0, torch.get_num_threads()-1)
     dls = image_dls(data, size, bs, augment=augment, workers=workers, device=device)
@@ -222,12 +223,12 @@ def train_teacher(
     with seeded(seed, 'teacher loaders'): learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
     made = {}
     def keep(learn, n):
-        made['early'] = teacher_of(learn, n)
+        made['early'] = replace(teacher_of(learn, n), held_out=data.held_out)
         if path is not None: save_teacher(made['early'], tmp, 'early')
         learn.model.train()
     def fit():
         with seeded(seed, 'teacher run'): _fit(learn, epochs, lr, schedule, wd, SaveEarly(early_epoch, keep), show_progress)
-        return teacher_of(learn, epochs)
+        return replace(teacher_of(learn, epochs), held_out=data.held_out)
     if path is None: return fit()
     with new_dir(path, force) as tmp: teacher = save_teacher(fit(), tmp, 'converged')
     return teacher

@@ -8,8 +8,9 @@ from torchvision.datasets import ImageFolder
 from infoutil.attribution import exact_shapley, shapley_values
 from infoutil.cli import main
 from infoutil.core import InfoUtilError
-from infoutil.data import fetch_data, load_data
-from infoutil.pipeline import DistillConfig, distill, make_config
+from infoutil.baselines import random_crops
+from infoutil.data import fetch_data, load_data, stream_candidates
+from infoutil.pipeline import DistillConfig, class_maps, distill, infoutil_crops, make_config
 from infoutil.store import DistilledSet
 from infoutil.teacher import demo_teacher, load_teacher, save_teacher
 
@@ -82,3 +83,23 @@ def test_fastai_learner_is_a_teacher(world):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2)
     ds = learn.distill(ipc=1, candidates=8, show_progress=False)
     assert len(ds)==10 and ds.classes==tuple('0123456789')
+
+def test_chunks_and_ready_maps_change_nothing(world):
+    cfg = make_config(precision='float32', factor=1)
+    cands = next(iter(stream_candidates(world['data'], 32, 20, labels=[3])))
+    a = infoutil_crops(cands, 6, world['teacher'], cfg)
+    b = infoutil_crops(cands, 6, world['teacher'], cfg, maps=class_maps(cands, world['teacher'], cfg, chunk=7), chunk=3)
+    assert a.source==b.source and torch.equal(a.box, b.box)
+    torch.testing.assert_close(a.score, b.score, rtol=1e-4, atol=1e-7)
+    c = infoutil_crops(cands, 6, world['teacher'], cfg, judge=world['early'])
+    assert not torch.equal(a.score, c.score)
+
+def test_a_method_of_ones_own_is_held_to_its_promise(world):
+    def first(cands, n, teacher, cfg): return random_crops(cands, n)
+    ds = distill(world['data'], world['teacher'], world['early'], choose=first, **small)
+    assert ds.meta['method']==ds.meta['config']['method']=='first'
+    assert torch.equal(ds.images, distill(world['data'], world['teacher'], world['early'], method='random', **small).images)
+    def short(cands, n, teacher, cfg): return random_crops(cands, n+1)
+    with pytest.raises(InfoUtilError, match='2 crops of class 0; 1 crops'): distill(world['data'], world['teacher'], world['early'], choose=short, **small)
+    def stranger(cands, n, teacher, cfg): return replace(random_crops(cands, n), source=('elsewhere.png',))
+    with pytest.raises(InfoUtilError, match='cut from its candidates'): distill(world['data'], world['teacher'], world['early'], choose=stranger, **small)
