@@ -140,6 +140,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'infoutil.data._write_digits': ('data.html#_write_digits', 'infoutil/data.py'),
                                'infoutil.data.candidates': ('data.html#candidates', 'infoutil/data.py'),
                                'infoutil.data.channel_stats': ('data.html#channel_stats', 'infoutil/data.py'),
+                               'infoutil.data.check_images': ('data.html#check_images', 'infoutil/data.py'),
                                'infoutil.data.fetch_data': ('data.html#fetch_data', 'infoutil/data.py'),
                                'infoutil.data.guess_size': ('data.html#guess_size', 'infoutil/data.py'),
                                'infoutil.data.image_dls': ('data.html#image_dls', 'infoutil/data.py'),
