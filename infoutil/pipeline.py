@@ -18,12 +18,13 @@ from .synthesis import make_mosaics, provenance
 from .label import patch_labels, label_epoch_for
 from .store import DistilledSet
 from .baselines import random_crops, rded_crops, cut_patches
-import os, time
+import math, os, time, warnings
 from dataclasses import dataclass, replace, asdict, fields
 from pathlib import Path
 import torch
 from torch import Tensor
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
+from fastcore.foundation import L
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar
 
@@ -58,25 +59,36 @@ PRESETS = {'default': {},
            'paper':   dict(min_area=0.25, max_area=0.25, end='highest', per_image=None)}
 
 def make_config(
-    preset:str='default',   # 'default', or 'paper' for the literal reading of its section 2
+    preset:str='default',   # 'default', or 'paper' for the literal reading of the paper
     **kwargs,               # Fields of `DistillConfig` that differ from the preset
-)->DistillConfig:
+)->DistillConfig:          # Checked and frozen
     "A checked configuration"
     check_choice('preset', preset, PRESETS)
     for k in kwargs: check_choice('setting', k, [f.name for f in fields(DistillConfig)])
     return check_config(DistillConfig(**{**PRESETS[preset], **kwargs}))
 
+_KINDS = {int: 'a whole number', float: 'a finite number', str: 'text'}
+
+def _check_types(cfg):
+    "Refuse settings of another type, such as '2', 2.5 or NaN"
+    for f in fields(cfg):
+        v = getattr(cfg, f.name)
+        if v is None and f.name in ('factor', 'per_image'): continue
+        fits = isinstance(v, (int, float) if f.type is float else f.type) and not isinstance(v, bool) and not (f.type is float and not math.isfinite(v))
+        if not fits: raise InfoUtilError(f"{f.name} came as {v!r}; {_KINDS[f.type]} is accepted; convert it")
+
 def check_config(
     cfg:DistillConfig,   # Settings
 )->DistillConfig:        # The same
     "Refuse settings that cannot work, before any work starts"
+    _check_types(cfg)
     check_choice('method', cfg.method, DISTILL_METHODS)
     check_choice('label teacher', cfg.label_teacher, LABEL_TEACHERS)
     for what, known in (('estimator', ESTIMATORS), ('output', OUTPUTS), ('score', SCORES), ('end', ENDS), ('precision', PRECISIONS)):
         check_choice(what, getattr(cfg, what), known)
-    for k, least in (('ipc', 1), ('candidates', 1), ('crops', 1), ('grid', 2)):
-        if getattr(cfg, k)<least: raise InfoUtilError(f"{k} {getattr(cfg, k)} came; {least} or more is accepted; raise {k} (--{k})")
-    if cfg.factor is not None and cfg.factor<1: raise InfoUtilError(f"factor {cfg.factor} came; 1 or more is accepted; 1 is usual at 64 px and below, 2 above")
+    for k, least in (('ipc', 1), ('candidates', 1), ('crops', 1), ('grid', 2), ('alpha', 0), ('factor', 1), ('per_image', 1)):
+        v = getattr(cfg, k)
+        if v is not None and v<least: raise InfoUtilError(f"{k} {v} came; {least} or more is accepted; raise {k}")
     if not 0<cfg.min_area<=cfg.max_area<=1:
         raise InfoUtilError(f"window areas from {cfg.min_area} to {cfg.max_area} came; 0 < min_area <= max_area <= 1 is accepted; the paper's is 0.25 for both")
     if cfg.method=='infoutil' and cfg.budget<min(2*cfg.grid**2, 2**cfg.grid**2):
@@ -90,7 +102,7 @@ def class_maps(
     cfg:DistillConfig,    # `grid`, `budget`, `output`, `estimator`, `seed` and `precision` count
     chunk:int=60,         # Images at once; bounds the memory, does not change the result
 )->Tensor:                # Shapley values (m, grid, grid), in the unit of `cfg.output`, on the CPU
-    "Step 1: the attribution map of every candidate of a class"
+    "The attribution map of every candidate of a class"
     y = torch.full((len(cands),), cands.label)
     maps = [shapley_values(teacher.model, teacher.normalize(x), y[:len(x)], cfg.grid, cfg.budget, output=cfg.output, method=cfg.estimator,
                            seed=cfg.seed, precision=cfg.precision).cpu() for x in cands.images.split(chunk)]
@@ -105,7 +117,7 @@ def infoutil_crops(
     judge:Teacher=None,   # Who scores the crops; None: `teacher`
     chunk:int=60,         # Images at once; bounds the memory, does not change the result
 )->Crops:                 # `n` crops, best first
-    "Section 2 of the paper, steps 1 to 4, for one class: attribute, pool and perturb, cut, score, select"
+    "Algorithm 1 of the paper for one class: attribute, pool and perturb, cut, score, select"
     judge, parts = judge or teacher, []
     maps = class_maps(cands, teacher, cfg) if maps is None else maps
     for at in torch.arange(len(cands)).split(chunk):
@@ -139,7 +151,11 @@ def _fraction(data, valid_frac, teacher):
                            "leave valid_frac (--valid-frac) out, or train another teacher")
     return teacher.held_out if valid_frac is None else valid_frac
 
-def _factor(cfg, size): return cfg.factor or (1 if size<=64 or cfg.method=='random' else 2)
+def _factor(cfg, size):
+    "The factor to use, refused with the grid where the images are too small for them"
+    for k in ('factor', 'grid'):
+        if (v:=getattr(cfg, k) or 1)>size: raise InfoUtilError(f"{k} {v} came for a teacher of {size} px; {size} or less is accepted; lower {k}")
+    return cfg.factor or (1 if size<=64 or cfg.method=='random' else 2)
 
 def _check_supply(data, cfg, n):
     "Refuse classes with fewer images than the mosaics need"
@@ -164,6 +180,7 @@ def distill(
 )->DistilledSet:                 # Images, labels, label teacher and where every patch came from
     "Distil `data` into a few images a class"
     if cfg is not None and kwargs: raise InfoUtilError(f"both cfg and {', '.join(kwargs)} came; one of them is accepted; use dataclasses.replace on cfg")
+    if not isinstance(teacher, Teacher): raise TeacherError(f"the teacher came as {type(teacher).__name__}; a Teacher is accepted; see teacher.load_teacher and learner_teacher")
     cfg = check_config(cfg) if cfg else make_config(**kwargs)
     data = load_data(data, _fraction(data, valid_frac, teacher))
     check_classes(teacher.classes, data.classes)
@@ -190,9 +207,13 @@ def distill(
 # %% ../nbs/50_pipeline.ipynb #54983616
 def _check_choice(crops, cands, n, cfg):
     "Refuse what a method of the user's own must not return"
-    if not isinstance(crops, Crops) or len(crops)!=n or crops.label!=cands.label or not set(crops.source)<=set(cands.files):
+    fits = isinstance(crops, Crops) and len(crops)==n and crops.label==cands.label and set(crops.source)<=set(cands.files)
+    if fits:
+        (t, l, h, w), s = crops.box.unbind(1), cands.images.shape[-1]
+        fits = bool(((t>=0)&(l>=0)&(t+h<=s)&(l+w<=s)).all())
+    if not fits:
         came = f'{len(crops)} crops of class {crops.label}' if isinstance(crops, Crops) else type(crops).__name__
-        raise InfoUtilError(f"method '{cfg.method}' returned {came}; {n} crops of class {cands.label}, cut from its candidates, are accepted; return a selection.Crops table, see random_crops")
+        raise InfoUtilError(f"method '{cfg.method}' returned {came}; {n} crops of class {cands.label}, boxes inside its candidates, are accepted; return a selection.Crops table, see random_crops")
 
 def _label_teacher(cfg, teacher, early):
     "Who labels, and its name"
@@ -202,6 +223,10 @@ def _label_teacher(cfg, teacher, early):
         if cfg.label_teacher=='auto': return teacher, 'converged'
         raise TeacherError("labels of the early teacher were asked for and none came; pass early=load_teacher(path, 'early'), or label_teacher='converged'")
     check_classes(teacher.classes, early.classes)
+    facts = [(t.size, *(round(float(v), 4) for v in (*t.mean, *t.std))) for t in (teacher, early)]
+    if facts[0]!=facts[1]:
+        raise TeacherError(f"the early teacher takes {early.size} px with mean {early.mean} and deviation {early.std}, the converged one {teacher.size} px with {teacher.mean} and {teacher.std}; "
+                           "the same are accepted; pass two checkpoints of one training")
     return early, which
 
 def _assemble(data, images, y, logits, labeller, which, cfg, origin, seconds, judge):
@@ -218,8 +243,11 @@ def learner_teacher(
     "The `Teacher` inside a fastai learner"
     norm = next((f for f in learn.dls.after_batch.fs if type(f).__name__=='Normalize'), None)
     if norm is None: raise TeacherError("the learner's batches are not normalized; loaders with Normalize are accepted; add Normalize.from_stats(*imagenet_stats) to batch_tfms")
-    x = learn.dls.valid.one_batch()[0]
-    if x.shape[-1]!=x.shape[-2]: raise TeacherError(f"the learner's images are {x.shape[-2]} x {x.shape[-1]}; square ones are accepted; resize with Resize(size)")
+    x, *y = learn.dls.valid.one_batch()
+    if x.ndim!=4 or x.shape[1]!=3 or x.shape[-1]!=x.shape[-2]:
+        raise TeacherError(f"the learner's batches are {tuple(x.shape)}; square images of three channels are accepted; use PILImage and resize with Resize(size)")
+    if len(y)!=1 or y[0].ndim!=1 or y[0].is_floating_point() or not hasattr(learn.dls, 'vocab'):
+        raise TeacherError("the learner's targets are not one class an image; a classifier with one class an image is accepted; see CategoryBlock")
     stats = [tuple(round(float(v), 6) for v in t.flatten()) for t in (norm.mean, norm.std)]
     return Teacher(learn.model.eval(), getattr(learn, 'arch', None) if isinstance(getattr(learn, 'arch', None), str) else 'custom',
                    tuple(map(str, learn.dls.vocab)), x.shape[-1], *stats)
@@ -231,26 +259,41 @@ def learner_data(
     sets = (learn.dls.train_ds, learn.dls.valid_ds)
     if isinstance(sets[0], ImageItems): parts = [ds.split for ds in sets]
     else:
-        root = os.path.commonpath([Path(str(i)).resolve().parent for ds in sets for i in ds.items])   # a common folder, so that draws do not depend on where it lies
-        parts = [_learner_split(ds, Path(root)) for ds in sets]
+        _warn_resize(learn.dls)
+        paths = [[_item_path(ds.tls[0], i) for i in range(len(ds))] for ds in sets]
+        root = Path(os.path.commonpath([p.parent for ps in paths for p in ps]))   # a common folder, so that draws do not depend on where it lies
+        parts = [_learner_split(ds, ps, root) for ds,ps in zip(sets, paths)]
     return ImageData(parts[0].root, tuple(map(str, learn.dls.vocab)), *parts, parts[1])
 
-def _learner_split(ds, root):
+def _item_path(tl, i):
+    "The file behind an item: the first path that its transforms see"
+    o = L.__getitem__(tl, i)
+    for f in [noop, *tl.tfms.fs]:
+        o = f(o)
+        if isinstance(o, (str, Path)) and Path(o).is_file(): return Path(o).resolve()
+    raise DataError("the learner's items are not image files; loaders made from files are accepted; see ImageDataLoaders.from_folder")
+
+def _learner_split(ds, paths, root):
     "Files and labels of one fastai dataset"
-    files = [Path(str(i)) for i in ds.items]
-    if not files or not files[0].is_file(): raise DataError("the learner's items are not image files; loaders made from files are accepted; see ImageDataLoaders.from_folder")
-    labels = tuple(int(ds.tls[1][i]) for i in range(len(files)))
-    order = sorted(range(len(files)), key=lambda i: (labels[i], str(files[i])))
-    return Split(root, tuple(str(files[i].resolve().relative_to(root)) for i in order), tuple(labels[i] for i in order))
+    labels = [int(ds.tls[1][i]) for i in range(len(paths))]
+    order = sorted(range(len(paths)), key=lambda i: (labels[i], str(paths[i])))
+    return Split(root, tuple(paths[i].relative_to(root).as_posix() for i in order), tuple(labels[i] for i in order))
+
+def _warn_resize(dls):
+    "Say once that candidates are read by shorter side and central square, where the learner squeezes or pads"
+    how = [f.method for f in dls.after_item.fs if getattr(f, 'method', 'crop')!='crop']
+    if how: warnings.warn(f"the learner resizes its images by '{how[0]}'; candidates are scaled by their shorter side and cut to the central square")
 
 # %% ../nbs/50_pipeline.ipynb #7aff01e1
 _distill_images = distill   # the method below has the same name
 
 @patch
 def distill(self:Learner,
-    ipc:int=10,      # Images per class
-    **kwargs,        # Fields of `DistillConfig`, `preset`, and the keywords of `distill`
-)->DistilledSet:
+    ipc:int=None,                # Images per class; None: 10, or what `cfg` says
+    early:Teacher=None,          # An early teacher for labels at small IPC; None: the learner's network labels everything
+    cfg:DistillConfig=None,      # Settings; None: the defaults
+    **kwargs,                    # Fields of `DistillConfig`, `preset`, and the other keywords of `distill`
+)->DistilledSet:                 # Images, labels, the learner's network as label teacher, and where every patch came from
     "Distil the training images of this learner, with its network as the teacher"
-    kwargs.setdefault('label_teacher', 'converged')
-    return _distill_images(learner_data(self), learner_teacher(self), ipc=ipc, **kwargs)
+    if ipc is not None: kwargs['ipc'] = ipc
+    return _distill_images(learner_data(self), learner_teacher(self), early, cfg, **kwargs)

@@ -74,15 +74,21 @@ def spread(cands, ranked, n, teacher, what):
     group = KMeans(n, n_init=4, random_state=0).fit_predict(predict(net, x, precision='float32').numpy()).tolist()
     return take_crops(ranked, sorted(group.index(g) for g in set(group)))
 
-def chooser(name, kw, early, maps):
-    "The `choose` function of a row"
+def ranking(kw, early, maps, cands, teacher, cfg):
+    "All crops of a class that a row may use, best first"
+    per = 1 if kw.get('method')!='infoutil' and 'method' in kw else cfg.per_image or cfg.crops
+    n = len(cands)*min(per, cfg.crops)
+    if kw.get('method')=='random': return random_crops(cands, n)
+    if kw.get('method')=='rded':   return rded_crops(cands, n, teacher, cfg.factor, cfg.crops, cfg.precision)
+    m = torch.randn(len(cands), cfg.grid, cfg.grid, generator=rng(cfg.seed, 'places', cands.label)) if kw.get('places')=='random' else maps(cands, cfg)
+    return infoutil_crops(cands, n, teacher, cfg, m, early if kw.get('judge')=='early' else teacher)
+
+def chooser(name, kw, early, maps, memo):
+    "The `choose` function of a row; a ranking serves every IPC and label teacher"
     def choose(cands, n, teacher, cfg):
-        if kw.get('method')=='random': return random_crops(cands, n)
-        if kw.get('method')=='rded':   return rded_crops(cands, n, teacher, cfg.factor, cfg.crops, cfg.precision)
-        m = torch.randn(len(cands), cfg.grid, cfg.grid, generator=rng(cfg.seed, 'places', cands.label)) if kw.get('places')=='random' else maps(cands, cfg)
-        judge = early if kw.get('judge')=='early' else teacher
-        if 'spread' in kw: return spread(cands, infoutil_crops(cands, len(cands), teacher, replace(cfg, per_image=1), m, judge), n, teacher, kw['spread'])
-        return infoutil_crops(cands, n, teacher, cfg, m, judge)
+        key = (name, cfg.seed, cands.label)
+        if key not in memo: memo[key] = ranking(kw, early, maps, cands, teacher, cfg)
+        return spread(cands, memo[key], n, teacher, kw['spread']) if 'spread' in kw else take_crops(memo[key], range(n))
     choose.__name__ = name
     return choose
 
@@ -90,13 +96,14 @@ def students(part, data, teacher, early, rows, ipcs, labels, seed, maps, out, ep
     "Distil and train every student of one seed that `out` does not hold yet"
     out.parent.mkdir(parents=True, exist_ok=True)
     done = {(r['name'], r['ipc'], r['label_teacher'], r['seed']) for r in map(json.loads, out.read_text().splitlines())} if out.exists() else set()
+    memo = {}
     for ipc in ipcs:
         for which in labels:
             for name, kw in rows.items():
                 if (name, ipc, which, seed) in done: continue
                 cfg = make_config(ipc=ipc, seed=seed, label_teacher=which, **{k:v for k,v in kw.items() if k not in ('judge', 'places', 'method', 'spread')})
                 t0 = time.time()
-                ds = distill(data, teacher, early, cfg, preflight=False, show_progress=False, choose=chooser(name, kw, early, maps))
+                ds = distill(data, teacher, early, cfg, preflight=False, show_progress=False, choose=chooser(name, kw, early, maps, memo))
                 made = time.time()-t0
                 res = evaluate(ds, data.valid if part=='search' else data.test, epochs=epochs, repeats=1, seed=seed, show_progress=False)
                 row = dict(part=part, name=name, ipc=ipc, label_teacher=which, seed=seed, accuracy=res.mean, judge=kw.get('judge', 'converged'), places=kw.get('places', 'attributed'), spread=kw.get('spread'),
@@ -112,13 +119,13 @@ def main():
     ap.add_argument('data'); ap.add_argument('teacher')
     ap.add_argument('-o', '--out', required=True, type=Path)
     ap.add_argument('--seeds', default='0,1,2'); ap.add_argument('--ipc', default='10,1'); ap.add_argument('--labels', default='early,converged')
-    ap.add_argument('--rows', help='only rows whose name starts with one of these, separated by |')
+    ap.add_argument('--rows', help='only rows whose name starts with one of these (or is it, with $ at the end), separated by |')
     ap.add_argument('--epochs', type=int); ap.add_argument('--cache', default='results/.cache')
     a = ap.parse_args()
     data = load_data(a.data, valid_frac=HELD_OUT)
     teacher, early = load_teacher(a.teacher), load_teacher(a.teacher, 'early')
     rows = SEARCH if a.part=='search' else FINAL
-    if a.rows: rows = {k:v for k,v in rows.items() if any(k.startswith(r) for r in a.rows.split('|'))}
+    if a.rows: rows = {k:v for k,v in rows.items() if any(k==r[:-1] if r.endswith('$') else k.startswith(r) for r in a.rows.split('|'))}
     for seed in map(int, a.seeds.split(',')):
         students(a.part, data, teacher, early, rows, list(map(int, a.ipc.split(','))), a.labels.split(','), seed, Maps(a.cache, teacher), a.out, a.epochs)
 
