@@ -18,6 +18,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'infoutil.attribution._exact_matrix': ('attribution.html#_exact_matrix', 'infoutil/attribution.py'),
                                       'infoutil.attribution._fwht': ('attribution.html#_fwht', 'infoutil/attribution.py'),
                                       'infoutil.attribution._greedy': ('attribution.html#_greedy', 'infoutil/attribution.py'),
+                                      'infoutil.attribution._inked': ('attribution.html#_inked', 'infoutil/attribution.py'),
                                       'infoutil.attribution._kernel_plan': ('attribution.html#_kernel_plan', 'infoutil/attribution.py'),
                                       'infoutil.attribution._kernel_tables': ('attribution.html#_kernel_tables', 'infoutil/attribution.py'),
                                       'infoutil.attribution._krige': ('attribution.html#_krige', 'infoutil/attribution.py'),

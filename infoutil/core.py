@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice',
            'check_batch', 'check_labels', 'check_eval', 'seed_from', 'rng', 'seeded', 'device_of', 'default_device',
-           'fast_bfloat16', 'autocast', 'sha256', 'write_json', 'check_new', 'new_dir', 'toy_batch', 'toy_model']
+           'fast_bfloat16', 'autocast', 'sha256', 'write_json', 'check_new', 'check_apart', 'check_file', 'new_dir',
+           'toy_batch', 'toy_model']
 
 # %% ../nbs/00_core.ipynb #8fded848
-import os, json, math, random, hashlib, shutil, tempfile, difflib
-from contextlib import contextmanager, nullcontext
+import os, re, json, math, random, hashlib, shutil, tempfile, difflib
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 import numpy as np, torch
 from torch import nn, Tensor
@@ -17,6 +18,9 @@ from torch import nn, Tensor
 # %% ../nbs/00_core.ipynb #56bc6b5a
 class InfoUtilError(ValueError):
     "A mistake that the user can mend; the message says what came, what is accepted and what to do"
+    def __str__(self):
+        # fastai's callbacks and torch's workers wrap a message in lines of their own, and ours is always the last
+        return re.sub(rf'^(\w+\.)*{type(self).__name__}: ', '', super().__str__().rstrip().rpartition('\n')[2].strip())
 
 class DataError(InfoUtilError):
     "Images or folders that cannot be used"
@@ -34,20 +38,20 @@ class OutputError(InfoUtilError):
 def check_choice(
     what:str,   # What is being named, for the message: `'method'`
     value,      # The name that came
-    known,      # The accepted names
-):              # `value` itself, so that the call can be used in an expression
+    known,      # The accepted names, any iterable
+)->str:         # `value` itself, so that the call can be used in an expression
     "Refuse a `value` that is not one of `known`, naming the nearest"
     known = list(known)
     if value in known: return value
     near = difflib.get_close_matches(str(value), map(str, known), n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ''
-    raise InfoUtilError(f"unknown {what} '{value}'{hint} (known: {', '.join(map(str, known))})")
+    more = f' and {len(known)-12} more' if len(known)>12 else ''
+    raise InfoUtilError(f"unknown {what} '{value}' came; known: {', '.join(map(str, known[:12]))}{more}; "+(f"did you mean '{near[0]}'?" if near else 'choose one of these'))
 
 # %% ../nbs/00_core.ipynb #3249d88c
 def check_batch(
     x:Tensor,        # Normalized images, shape (n, c, h, w), floating point
-    y:Tensor=None,   # Class indices, int64, shape (n,)
-):
+    y:Tensor=None,   # Class indices, int64, shape (n,); None: images alone
+)->None:             # Nothing; `InfoUtilError` where they do not fit
     "Refuse a batch that is not four-dimensional floating point, or whose labels do not match it"
     if not torch.is_tensor(x) or x.ndim!=4 or not x.is_floating_point():
         came = f'{tuple(x.shape)} of {x.dtype}' if torch.is_tensor(x) else type(x).__name__
@@ -60,9 +64,9 @@ def check_batch(
                             "pass one integer an image")
 
 def check_labels(
-    y:Tensor,        # Class indices, shape (n,)
+    y:Tensor,        # Class indices, integers, shape (n,)
     n_classes:int,   # How many classes the model knows
-):
+)->None:             # Nothing; `InfoUtilError` where an index is out of range
     "Refuse class indices outside 0..`n_classes`-1"
     if len(y) and (int(y.min())<0 or int(y.max())>=n_classes):
         raise InfoUtilError(f"labels run from {int(y.min())} to {int(y.max())}; a model of {n_classes} classes takes 0 to {n_classes-1}; "
@@ -70,7 +74,7 @@ def check_labels(
 
 def check_eval(
     model,  # A network; a plain callable passes
-):
+)->None:    # Nothing; `InfoUtilError` where any module is in training mode
     "Refuse a network in training mode: batch norm would let neighbours leak into each other"
     if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
         raise InfoUtilError("the model is in training mode; scoring accepts a frozen model in eval mode; call model.eval() first")
@@ -93,7 +97,7 @@ def rng(
 @contextmanager
 def seeded(
     *keys,   # The address, see `seed_from`
-):
+)->None:     # A context manager that hands out nothing
     "Run a block under fixed torch, numpy and Python seeds and restore the global random states afterwards"
     seed, py, np_ = seed_from(*keys), random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -109,7 +113,7 @@ def device_of(
     p = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
     return torch.device('cpu') if p is None else p.device
 
-def default_device()->torch.device:
+def default_device()->torch.device:   # 'cuda' or 'cpu'
     "The first CUDA device where there is one, else the CPU"
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
@@ -126,7 +130,7 @@ def fast_bfloat16(
 def autocast(
     device,                 # A torch device
     precision:str='auto',   # 'float32', 'bfloat16', or 'auto': bfloat16 where the hardware has it
-):                          # A context manager
+)->object:                  # A context manager
     "Mixed precision for a block of inference or training; 'float32' is a no-op"
     check_choice('precision', precision, PRECISIONS)
     device = torch.device(device)
@@ -143,55 +147,131 @@ def sha256(
         while b:=f.read(1<<20): h.update(b)
     return h.hexdigest()
 
+@contextmanager
+def _writing(path, verb='written'):
+    "One sentence for what the operating system refuses"
+    try: yield
+    except OSError as e:
+        raise OutputError(f"{path} cannot be {verb} ({e.strerror or e}); a place with room and write permission is accepted; choose another one") from e
+
 def write_json(
-    path,    # Where to
+    path,    # File to write; one that is there is replaced
     obj,     # Anything `json` can write
-):
+)->None:     # Nothing; the file appears whole or not at all
     "Write JSON under a temporary name, then rename"
     path = Path(path)
     tmp = path.with_name(path.name+f'.tmp{os.getpid()}')
+    # file names that are not UTF-8 hold lone surrogates, which can be escaped but not encoded
+    text = re.sub('[\ud800-\udfff]', lambda m: f'\\u{ord(m[0]):04x}', json.dumps(obj, indent=1, ensure_ascii=False))
+    with _writing(path):
+        try: tmp.write_text(text+'\n', encoding='utf-8'); os.replace(tmp, path)
+        finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #c0e00002
+# the files that mark a directory as ours, and everything that may lie beside them: a distilled set, the demo
+_OURS = (({'infoutil.json', 'train'},              {'run.json', 'README.md', 'provenance.jsonl', 'labels', 'teacher'}),
+         ({'table.md', 'digits', 'teacher'}, {f'{m}{end}' for m in ('infoutil', 'rded', 'random') for end in ('', '.json')}|{'infoutil.png'}))
+
+def _is_ours(names):
+    "Whether a directory of these names was written by infoutil: a set, the demo, or the states of a teacher"
+    stems = {n.rpartition('.')[0] for n in names}
+    teacher = 'converged' in stems and names=={f'{s}.{end}' for s in stems for end in ('json', 'safetensors')}
+    return teacher or any(need<=names<=need|more for need,more in _OURS)
+
+def _check_free(path, force):
+    "Refuse a place that holds something: a file, a directory in use, and with `force` whatever infoutil did not write"
+    try: path.lstat()                          # too long a name raises here, which exists() would hide
+    except FileNotFoundError: return
+    if not path.is_dir(): raise OutputError(f"{path} is a file; an output directory is accepted; choose another name")
+    names = {p.name for p in path.iterdir()}
+    if names and not force:
+        raise OutputError(f"{path} exists and is not empty; a new or empty directory is accepted; choose another name, or replace an older result with force (--force)")
+    if names and not _is_ours(names):
+        raise OutputError(f"{path} holds files that infoutil did not write ({', '.join(sorted(names)[:3])}); force replaces an older result and nothing else; choose another name")
+
+# %% ../nbs/00_core.ipynb #c0e00003
+@contextmanager
+def _parents(path):
+    "Make the missing parents of a path; those that are empty afterwards are removed again"
+    made = [p for p in path.parents if not p.exists()]
     try:
-        tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
-        os.replace(tmp, path)
-    except OSError as e: raise OutputError(f"{path} cannot be written ({e.strerror}); choose a place with room and write permission") from e
-    finally: tmp.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for p in made:
+            with suppress(OSError): p.rmdir()
+
+def _sibling(path):
+    "A temporary directory beside `path`, so that renaming it moves no bytes"
+    tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name[:40]}.', dir=path.parent))
+    tmp.chmod(0o755)
+    return tmp
 
 def check_new(
     path,               # The output directory that a run is going to make
-    force:bool=False,   # Whether it may replace what is there
-)->Path:
-    "Refuse an output directory that is in use, before any work starts"
-    path = Path(path)
-    if path.exists() and not path.is_dir(): raise OutputError(f"{path} is a file; an output directory is accepted; choose another name")
-    if path.exists() and any(path.iterdir()) and not force:
-        raise OutputError(f"{path} exists and is not empty; a new or empty directory is accepted; choose another name or pass force (--force)")
-    return path
+    force:bool=False,   # Whether an older result of infoutil may be replaced
+)->Path:                # `path`, as a `Path`
+    "Refuse an output directory that is in use or cannot be made, before any work starts; leaves no trace"
+    with _writing(path, 'made'):
+        _check_free(Path(path), force)
+        real = Path(path).resolve()
+        with _parents(real): _sibling(real).rmdir()
+    return Path(path)
+
+def check_apart(
+    path,        # Where a run is going to write
+    *sources,    # What it reads: data, teacher, set; names that are no folder pass
+)->None:         # Nothing; `OutputError` where they overlap
+    "Refuse an output that is, holds, or lies in a folder that the run reads"
+    out = Path(path).resolve()
+    for s in [s for s in sources if os.path.isdir(s)]:
+        src = Path(s).resolve()
+        if out==src or out in src.parents or src in out.parents:
+            raise OutputError(f"{path} overlaps with {s}, which the run reads; an output apart from its inputs is accepted; choose another place")
+
+# %% ../nbs/00_core.ipynb #c0e00004
+def check_file(
+    path,              # The file that a run is going to write
+    what:str='result', # What it is, for the message
+)->Path:               # `path`, as a `Path`
+    "Refuse a file that cannot be written, before any work starts; leaves no trace"
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path): raise OutputError(f"{path} is a directory; a file for the {what} is accepted; name a file in it")
+    if not os.path.isdir(folder): raise OutputError(f"no folder {folder} for the {what}; an existing one is accepted; make it first")
+    with _writing(path), tempfile.TemporaryDirectory(prefix=f'.{os.path.basename(path)}.', dir=folder): pass   # also too long a name
+    return Path(path)
+
+def _put(tmp, path, force):
+    "Rename the complete `tmp` to `path`; what was there steps aside first and comes back if that fails"
+    _check_free(path, force)                   # the user may have put files there meanwhile
+    old = tmp.with_name(tmp.name+'.old')
+    if path.exists(): os.rename(path, old)
+    try: os.rename(tmp, path)
+    except BaseException:
+        if old.exists(): os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 @contextmanager
 def new_dir(
     path,               # The directory to make
-    force:bool=False,   # Replace what is there, once the new one is complete
-):                      # Yields a temporary directory to fill
+    force:bool=False,   # Replace an older result of infoutil, once the new one is complete
+)->Path:                # Hands out a temporary directory to fill
     "Fill a directory under a temporary name; it appears under `path` whole or not at all"
-    path = check_new(path, force)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
-        tmp.chmod(0o755)
-    except OSError as e: raise OutputError(f"{path} cannot be made ({e.strerror}); choose a place where you may write") from e
-    try:
-        yield tmp
-        if path.exists(): shutil.rmtree(path)
-        os.rename(tmp, path)
-    except OSError as e: raise OutputError(f"{path} cannot be written ({e.strerror or e}); choose a place with room and write permission") from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    real = check_new(path, force).resolve()
+    with _parents(real):
+        with _writing(path, 'made'): tmp = _sibling(real)
+        try:
+            yield tmp
+            with _writing(path): _put(tmp, real, force)
+        finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #26c8de85
 def toy_batch(
     n:int=8,          # How many images
-    size:int=16,      # Side in pixels
+    size:int=16,      # Side in pixels, 4 or more
     seed:int=0,       # Another seed, other noise and other squares
-):                    # Normalized images (n, 3, size, size) and class indices (n,), four classes
+)->tuple:             # Normalized images, float32 (n, 3, size, size), and class indices 0 to 3, int64 (n,)
     "Images of noise with one bright square, whose quarter of the image is the class"
     g = rng(seed, 'toy')
     x = 0.1*torch.randn(n, 3, size, size, generator=g)
