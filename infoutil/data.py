@@ -9,8 +9,9 @@ __all__ = ['SPECS', 'IMAGE_SUFFIXES', 'DatasetSpec', 'read_image', 'read_images'
 
 # %% ../nbs/01_data.ipynb #62b4e95f
 from .core import *
-import os, struct, warnings
-from dataclasses import dataclass, field
+import http.client, os, struct, tarfile, zipfile
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, torch, torch.nn.functional as F
@@ -54,12 +55,17 @@ SPECS = {s.name:s for s in (
 # %% ../nbs/01_data.ipynb #a1842023
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm'}
 
+def _full_scale(most, mode):
+    "The value of white. Whole numbers are taken for 16 bits however dark the image, so that two images of a set never differ in scale"
+    if mode=='F' and most<=255: return 1. if most<=1 else 255.
+    return max(65535., most)
+
 def _to_rgb(im):
     "Any Pillow mode to RGB"
-    if im.mode.startswith('I') or im.mode=='F':        # 16 bits and more: scale to 8, convert() would clip
-        a = np.asarray(im).astype(np.float32)
-        top = 255. if a.max(initial=0)<=255 else 65535. if a.max()<=65535 else float(a.max())
-        return Image.fromarray((a*(255/top)).round().clip(0, 255).astype(np.uint8)).convert('RGB')
+    if im.mode.startswith('I') or im.mode=='F':        # more than 8 bits: scale, convert() would clip
+        a = np.asarray(im).astype(np.float64)
+        if not np.isfinite(a).all(): raise ValueError('NaN or infinity among its pixels')
+        return Image.fromarray((a*(255/_full_scale(a.max(), im.mode))).round().clip(0, 255).astype(np.uint8)).convert('RGB')
     if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
         im = im.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
@@ -87,9 +93,9 @@ def read_image(
 # %% ../nbs/01_data.ipynb #08a40b87
 def read_images(
     paths,           # Image files
-    size:int,        # Side in pixels
-    workers:int=4,   # Threads
-)->Tensor:           # uint8 (n, 3, size, size)
+    size:int,        # Side of the results in pixels
+    workers:int=4,   # Threads that decode, 1 or more
+)->Tensor:           # uint8 (n, 3, size, size), RGB
     "Read image files in order"
     paths = list(paths)
     if not paths: return torch.zeros(0, 3, size, size, dtype=torch.uint8)
@@ -117,8 +123,19 @@ class Split:
     files:tuple     # Paths relative to the data set's root, sorted by class, then name
     labels:tuple    # Class index of every file
     def __len__(self): return len(self.files)
-    def of_class(self, c:int): return tuple(f for f,l in zip(self.files, self.labels) if l==c)
-    def paths(self): return [self.root/f for f in self.files]
+    @cached_property
+    def _by_class(self):
+        by = {}
+        for f,l in zip(self.files, self.labels): by.setdefault(l, []).append(f)
+        return {c:tuple(fs) for c,fs in by.items()}
+    def of_class(self,
+        c:int,       # Class index
+    )->tuple:        # Its files, relative to `root`; empty where it has none
+        "The files of one class"
+        return self._by_class.get(c, ())
+    def paths(self)->list:   # One `Path` a file, in the order of `files`
+        "Where the files lie"
+        return [self.root/f for f in self.files]
 
 @dataclass(frozen=True)
 class ImageData:
@@ -131,7 +148,9 @@ class ImageData:
     spec:DatasetSpec=None  # The row of `SPECS`, where it was loaded by name
     held_out:float=None  # Part of every class's training images that was split off as `valid`; None: nothing was
     @property
-    def n_classes(self): return len(self.classes)
+    def n_classes(self)->int:   # 2 or more
+        "How many classes there are"
+        return len(self.classes)
     def __repr__(self):
         return f'ImageData({len(self.classes)} classes, {len(self.train)} train, {len(self.valid)} valid, {len(self.test)} test images)'
 
@@ -140,7 +159,12 @@ def _visible(p): return not p.name.startswith('.')
 
 def _class_dirs(folder):
     "Class folders in sorted order"
-    return sorted((p for p in folder.iterdir() if p.is_dir() and _visible(p)), key=lambda p: p.name)
+    try: return sorted((p for p in folder.iterdir() if p.is_dir() and _visible(p)), key=lambda p: p.name)
+    except OSError as e: raise DataError(f"{folder} cannot be listed ({e.strerror}); a readable folder is accepted; check its permissions") from e
+
+def _train_part(root):
+    "The folder of the training part, or None: a `train` without folders inside is a class of that name"
+    return next((p for p in _class_dirs(root) if p.name.lower()=='train' and _class_dirs(p)), None)
 
 def _image_files(folder):
     "Image files below one class folder, sorted by path; links are not followed into folders"
@@ -165,10 +189,9 @@ def _list_split(root, folder, classes=None):
 # %% ../nbs/01_data.ipynb #94d05ad3
 def _hold_out(split, frac, seed):
     "Split off `frac` of every class, chosen by a hash of the file's path"
-    if not 0<frac<1: raise DataError(f"a validation fraction of {frac} came; a number above 0 and below 1 is accepted, such as 0.2")
-    by, held = {}, set()
-    for f,l in zip(split.files, split.labels): by.setdefault(l, []).append(f)
-    for fs in by.values():
+    if not 0<frac<1: raise DataError(f"a validation fraction of {frac} came; a number above 0 and below 1 is accepted; take 0.2 for a fifth of every class")
+    held = set()
+    for fs in split._by_class.values():
         if len(fs)<2: raise DataError(f"a class has a single image ({fs[0]}); 2 or more are needed to hold one out; add images")
         n = min(len(fs)-1, max(1, round(frac*len(fs))))
         held.update(sorted(fs, key=lambda f: seed_from(seed, 'split', f))[:n])
@@ -180,23 +203,23 @@ def _hold_out(split, frac, seed):
 # %% ../nbs/01_data.ipynb #659a4eb8
 def load_folder(
     path,                    # A folder in one of the layouts above
-    valid_frac:float=None,   # Part of the training images to hold out, 0 to 1; None: only where the folder has no other validation part
-    seed:int=0,              # Which images are held out
-    spec:DatasetSpec=None,   # What is known of the set
-)->ImageData:
+    valid_frac:float=None,   # Part of every class's training images to hold out, between 0 and 1; None: a fifth where the folder has no other validation part, else nothing
+    seed:int=0,              # Another seed, other images held out
+    spec:DatasetSpec=None,   # What is known of the set; None: statistics and size are read off the images
+)->ImageData:                # Files and labels of its parts; no image has been opened
     "Find classes, files and splits of an image folder"
     root = Path(path)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"no folder at {root}; a folder with train/CLASS/*.jpg, a plain CLASS/*.jpg folder, or one of {', '.join(SPECS)} is accepted; "
                         "check the path")
-    subs = {p.name.lower():p for p in root.iterdir() if p.is_dir() and _visible(p)}
-    classes, train = _list_split(root, subs.get('train', root))
+    part = _train_part(root)
+    classes, train = _list_split(root, part or root)
     if len(classes)<2:
-        raise DataError(f"{subs.get('train', root)} has {len(classes)} class folder{'s'*(len(classes)!=1)}; 2 or more are accepted, one a class; "
+        raise DataError(f"{part or root} has {len(classes)} class folder{'s'*(len(classes)!=1)}; 2 or more are accepted, one a class; "
                         "put the images of each class in a folder of its own")
-    val  = next((subs[k] for k in ('val', 'valid', 'validation') if k in subs), None) if 'train' in subs else None
-    test = subs.get('test') if 'train' in subs else None
-    val, test = [_list_split(root, p, classes)[1] if p else None for p in (val, test)]
+    subs = {p.name.lower():p for p in _class_dirs(root)} if part else {}
+    val  = next((subs[k] for k in ('val', 'valid', 'validation') if k in subs), None)
+    val, test = [_list_split(root, p, classes)[1] if p else None for p in (val, subs.get('test'))]
     frac, held = 0.2 if valid_frac is None and not (val or test) else valid_frac, None
     if frac is not None: train, held = _hold_out(train, frac, seed)
     return ImageData(root, classes, train, held or val or test, test or val or held, spec, frac)
@@ -212,12 +235,20 @@ def _write_digits(dest):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((im*(255/16)).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC).save(folder/f'{i:04d}.png')
 
+def _download(name, url, fetch):
+    "Fetch, with a sentence where that fails"
+    try: return fetch()
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zipfile.BadZipFile) as e:
+        reason = ' '.join(str(e).split()) or type(e).__name__
+        raise DataError(f"{name} could not be downloaded from {url} ({reason[:200]}); a network connection and room on the disk are needed; "
+                        "try again with both, or pass a folder of its images") from e
+
 def _write_cifar(dest, name):
     "torchvision's CIFAR as PNG files"
     from torchvision import datasets
     cls = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}[name]
     for part in ('train', 'test'):
-        ds, seen = cls(dest/'.download', train=part=='train', download=True), {}
+        ds, seen = _download(name, cls.url, lambda: cls(dest/'.download', train=part=='train', download=True)), {}
         for im,c in ds:
             i = seen[c] = seen.get(c, -1)+1
             folder = dest/part/ds.classes[c]
@@ -239,29 +270,29 @@ def _sort_tiny_imagenet(path):
 # %% ../nbs/01_data.ipynb #90ab8579
 def fetch_data(
     name:str,    # A name in `SPECS`
-    dest=None,   # Folder to keep it in; None: fastai's data folder
-)->Path:         # The folder of the data set
+    dest=None,   # Folder to keep it in, path or text; None: fastai's data folder
+)->Path:         # The folder of the data set, with its parts inside
     "Make a named data set available on disk, downloading it where its terms allow"
     spec = SPECS[check_choice('data set', name, SPECS)]
-    if spec.source=='manual': raise DataError(f"{name} cannot be downloaded. {spec.note}")
+    if spec.source=='manual': raise DataError(f"{name} cannot be downloaded; a folder is accepted; {spec.note}")
     dest = Path(dest) if dest else fastai_path('data')
-    if spec.source=='fastai': return _sort_tiny_imagenet(untar_data(spec.url, data=dest))
+    if spec.source=='fastai': return _sort_tiny_imagenet(_download(name, spec.url, lambda: untar_data(spec.url, data=dest)))
     path = dest/name
     if not path.exists():
         with new_dir(path) as tmp: _write_digits(tmp) if name=='digits' else _write_cifar(tmp, name)
     return path
 
 def load_data(
-    source,                  # A folder, or a name in `SPECS`; a folder of that name wins
-    valid_frac:float=None,   # See `load_folder`
-    seed:int=0,              # See `load_folder`
-    dest=None,               # See `fetch_data`
-)->ImageData:
+    source,                  # A folder, a name in `SPECS` (a folder of that name wins), or `ImageData`, which passes through
+    valid_frac:float=None,   # Part of every class's training images to hold out, between 0 and 1; None: see `load_folder`
+    seed:int=0,              # Another seed, other images held out
+    dest=None,               # Where a named set is kept; None: fastai's data folder
+)->ImageData:                # Files and labels of its parts; no image has been opened
     "Load an image folder or a named data set"
     if isinstance(source, ImageData):
         if valid_frac is not None: raise DataError(f"loaded data came with a validation fraction of {valid_frac}; one or the other is accepted; give the fraction where the folder is loaded")
         return source
-    if str(source) in SPECS and not Path(source).is_dir():
+    if str(source) in SPECS and not os.path.isdir(source):
         return load_folder(fetch_data(str(source), dest), valid_frac, seed, SPECS[str(source)])
     return load_folder(source, valid_frac, seed)
 
@@ -272,24 +303,26 @@ def _sample_files(data, n, *keys):
     if len(fs)>n: fs = sorted(fs, key=lambda f: seed_from('sample', *keys, f))[:n]
     return [data.root/f for f in fs]
 
+def _image_size(p):
+    "Width and height as the file's header says, decoding nothing"
+    try:
+        with Image.open(p) as im: return im.size
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError) as e:
+        raise DataError(f"{p} cannot be read as an image ({type(e).__name__}: {e}); JPEG, PNG and other Pillow formats are accepted; repair or remove the file") from e
+
 def guess_size(
     data:ImageData,   # A data set
 )->int:               # The largest of 32, 64, 96, 128, 160, 192 and 224 px that is no larger than the median image
     "A sensible side in pixels for the images of `data`"
     if data.spec: return data.spec.size
-    def side(p):
-        try:
-            with Image.open(p) as im: return min(im.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise DataError(f"{p} cannot be read as an image ({e}); repair or remove the file") from e
-    med = float(np.median([side(p) for p in _sample_files(data, 100, 'size')]))
+    med = float(np.median([min(_image_size(p)) for p in _sample_files(data, 100, 'size')]))
     return max([32]+[s for s in (64, 96, 128, 160, 192, 224) if s<=med])
 
 def channel_stats(
     data:ImageData,   # A data set
-    size:int,         # Side in pixels
-    n:int=500,        # Images in the sample
-)->tuple:             # (mean, std), each three fractions of full scale
+    size:int,         # Side in pixels at which the images are read
+    n:int=500,        # Images in the sample, chosen by hash
+)->tuple:             # (mean, std), each three fractions of full scale, four decimals
     "Channel means and deviations of 0-1 pixels, from the spec or from a sample of `n` training images"
     if data.spec: return data.spec.mean, data.spec.std
     x = read_images(_sample_files(data, n, 'stats'), size).double().div_(255)
@@ -310,14 +343,14 @@ class Candidates:
 
 def candidates(
     data:ImageData,   # A data set
-    label:int,        # Class index
-    size:int,         # Side in pixels
-    n:int=300,        # At most so many images
+    label:int,        # Class index, from 0
+    size:int,         # Side in pixels to read them at
+    n:int=300,        # At most so many images, 1 or more
     seed:int=0,       # Another seed, other images
-    workers:int=4,    # Threads that decode
-)->Candidates:
+    workers:int=4,    # Threads that decode, 1 or more
+)->Candidates:        # The `n` images, or all of a smaller class, in the order of their hashes
     "Draw and read up to `n` training images of class `label`"
-    if n<1: raise BudgetError(f"{n} candidate images came; 1 or more is accepted; raise candidates")
+    if n<1: raise BudgetError(f"{n} candidate images came; 1 or more is accepted; raise candidates (--candidates)")
     name, fs = data.classes[label], data.train.of_class(label)
     fs = tuple(sorted(fs, key=lambda f: seed_from(seed, 'candidates', Path(f).as_posix()))[:n])
     seeds = tuple(seed_from(seed, 'image', Path(f).as_posix()) for f in fs)
@@ -325,12 +358,12 @@ def candidates(
 
 def stream_candidates(
     data:ImageData,   # A data set
-    size:int,         # Side in pixels
-    n:int=300,        # At most so many images a class
+    size:int,         # Side in pixels to read them at
+    n:int=300,        # At most so many images a class, 1 or more
     seed:int=0,       # Another seed, other images
-    workers:int=4,    # Threads that decode
+    workers:int=4,    # Threads that decode, 1 or more
     labels=None,      # Class indices to stream; None: all
-):                    # Yields `Candidates`, in class order
+)->Candidates:        # A generator of `Candidates`, one a class, in the order of `labels`
     "Candidates of every class in turn; the next class is decoded while the caller works on this one"
     labels = list(range(data.n_classes)) if labels is None else list(labels)
     with ThreadPoolExecutor(1) as ahead:
@@ -354,10 +387,20 @@ class ImageItems:
         self.cache = torch.empty(len(split), 3, size, size, dtype=torch.uint8) if n<=keep else None
         self.have = torch.zeros(len(split), dtype=torch.bool)
     def __len__(self): return len(self.split)
-    def image(self, i):
+    def image(self,
+        i:int,       # Number of the file
+    )->Tensor:       # uint8 (3, size, size), RGB; the cache's own memory where there is one
+        "One image, decoded at most once where there is a cache"
         if self.cache is None: return read_image(self.split.root/self.split.files[i], self.size)
         if not self.have[i]: self.cache[i] = read_image(self.split.root/self.split.files[i], self.size); self.have[i] = True
         return self.cache[i]
+    def check(self,
+        workers:int=4,   # Threads, 1 or more
+    )->None:             # Nothing; `DataError` names the first file that cannot be read
+        "Read all files before long work: whole ones into the cache, or no more than their headers where they are too many to keep"
+        read = self.image if self.cache is not None else lambda i: _image_size(self.split.root/self.split.files[i])
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for _ in pool.map(read, range(len(self))): pass
     def __getitem__(self, i): return TensorImage(self.image(i)), TensorCategory(self.split.labels[i])
 
 # %% ../nbs/01_data.ipynb #ed7ea02f
@@ -387,7 +430,7 @@ class ShiftFlip(RandTransform):
 def image_dls(
     data:ImageData,       # A data set
     size:int,             # Side in pixels
-    bs:int=128,           # Images a batch
+    bs:int=128,           # Images a batch, 1 or more
     stats:tuple=None,     # (mean, std) of 0-1 pixels; None: `channel_stats`
     augment:bool=True,    # Whether training images are shifted and mirrored
     workers:int=0,        # Worker processes; 0 shares the cache between epochs
@@ -395,6 +438,7 @@ def image_dls(
     keep:int=2**30,       # See `ImageItems`
 )->DataLoaders:           # fastai loaders of normalized batches over `data.train` and `data.valid`, with `vocab`
     "fastai `DataLoaders` for a teacher"
+    if bs<1 or size<1: raise InfoUtilError(f"batches of {bs} images of {size} px came; 1 or more is accepted for both; raise bs (--bs) or size (--size)")
     mean, std = stats or channel_stats(data, size)
     flip = data.spec.flip if data.spec else True
     aug = [ShiftFlip(flip=flip) if size<=64 else ShiftFlip(0., 0.35, flip)] if augment else []
