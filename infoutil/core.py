@@ -147,6 +147,7 @@ def sha256(
         while b:=f.read(1<<20): h.update(b)
     return h.hexdigest()
 
+# %% ../nbs/00_core.ipynb #c0e0000b
 @contextmanager
 def _writing(path, verb='written'):
     "One sentence for what the operating system refuses"
@@ -178,6 +179,7 @@ def _is_ours(names):
     teacher = 'converged' in stems and names=={f'{s}.{end}' for s in stems for end in ('json', 'safetensors')}
     return teacher or any(need<=names<=need|more for need,more in _OURS)
 
+# %% ../nbs/00_core.ipynb #c0e0000c
 def _check_free(path, force):
     "Refuse a place that holds something: a file, a directory in use, and with `force` whatever infoutil did not write"
     try: path.lstat()                          # too long a name raises here, which exists() would hide
@@ -207,6 +209,7 @@ def _sibling(path):
     tmp.chmod(0o755)
     return tmp
 
+# %% ../nbs/00_core.ipynb #c0e00007
 def check_new(
     path,               # The output directory that a run is going to make
     force:bool=False,   # Whether an older result of infoutil may be replaced
@@ -218,6 +221,7 @@ def check_new(
         with _parents(real): _sibling(real).rmdir()
     return Path(path)
 
+# %% ../nbs/00_core.ipynb #c0e00008
 def check_apart(
     path,        # Where a run is going to write
     *sources,    # What it reads: data, teacher, set; names that are no folder pass
@@ -241,6 +245,7 @@ def check_file(
     with _writing(path), tempfile.TemporaryDirectory(prefix=f'.{os.path.basename(path)}.', dir=folder): pass   # also too long a name
     return Path(path)
 
+# %% ../nbs/00_core.ipynb #c0e00009
 def _put(tmp, path, force):
     "Rename the complete `tmp` to `path`; what was there steps aside first and comes back if that fails"
     _check_free(path, force)                   # the user may have put files there meanwhile
@@ -252,6 +257,7 @@ def _put(tmp, path, force):
         raise
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/00_core.ipynb #c0e0000a
 @contextmanager
 def new_dir(
     path,               # The directory to make

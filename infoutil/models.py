@@ -7,7 +7,6 @@ __all__ = ['CONVNETS', 'LOW_RES', 'ConvNet', 'arch_names', 'default_arch', 'get_
 
 # %% ../nbs/02_models.ipynb #d0add308
 from .core import *
-import inspect
 import torch, torchvision
 from torch import nn
 
@@ -15,9 +14,9 @@ from torch import nn
 class ConvNet(nn.Sequential):
     "`depth` blocks of convolution, BatchNorm, ReLU and average pooling, then one linear layer"
     def __init__(self,
-        n_classes:int,    # Outputs
-        depth:int=3,      # Blocks; each halves the side
-        width:int=128,    # Channels of every block
+        n_classes:int,    # Outputs, one a class
+        depth:int=3,      # Blocks, 1 or more; each halves the side
+        width:int=128,    # Channels of every block, 1 or more
         size:int=32,      # Side of the input in pixels, at least 2**depth
     ):
         if size<2**depth: raise InfoUtilError(f"a ConvNet of depth {depth} was asked for {size} px; it needs {2**depth} px or more; "
@@ -30,7 +29,7 @@ class ConvNet(nn.Sequential):
 CONVNETS = {f'convnet{d}': d for d in (3, 4, 5, 6)}
 LOW_RES = 64   # px; at and below it a ResNet keeps its resolution in the stem
 
-def arch_names()->list:   # Sorted names
+def arch_names()->list:   # Sorted names: the ConvNets and torchvision's classifiers
     "Every name that `get_model` knows"
     return sorted([*CONVNETS, *torchvision.models.list_models(module=torchvision.models)])
 
@@ -66,7 +65,7 @@ def get_model(
     "Make the network `arch` for `n_classes` classes and images of `size` pixels; weights come from torch's global seed"
     check_choice('network', arch, arch_names())
     if n_classes<2: raise InfoUtilError(f"{n_classes} classes came; a classifier takes 2 or more; add classes to the data")
-    if size<8:      raise InfoUtilError(f"a size of {size} px came; 8 px or more is accepted; enlarge the images")
+    if size<8:      raise InfoUtilError(f"a size of {size} px came; 8 px or more is accepted; choose a larger size (--size)")
     if arch in CONVNETS: return ConvNet(n_classes, CONVNETS[arch], size=size)
     try:
         m = _torchvision_model(arch, n_classes, size).eval()
