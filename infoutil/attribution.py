@@ -16,9 +16,9 @@ from torch import nn, Tensor
 
 # %% ../nbs/10_attribution.ipynb #bab1a6cf
 def patch_edges(
-    side:int,   # Pixels
-    grid:int,   # Patches along the side
-)->list:        # grid + 1 borders in pixels
+    side:int,   # Side of the image in pixels
+    grid:int,   # Patches along the side, 1 to `side`
+)->list:        # grid + 1 borders in pixels, from 0 to `side`
     "Borders of the patches along one side; sizes differ by at most one pixel"
     return [round(i*side/grid) for i in range(grid+1)]
 
@@ -52,13 +52,13 @@ def coalition_values(
     model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
     x:Tensor,                   # Normalized images (n, c, h, w)
     y:Tensor,                   # Classes (n,)
-    masks:Tensor,               # bool (s, grid*grid)
+    masks:Tensor,               # Which patches each coalition shows, bool (s, grid*grid)
     grid:int=4,                 # Patches along one side
     baseline:Tensor=None,       # See `show_only`
-    output:str='logit',         # 'logit' or 'probability'
+    output:str='logit',         # 'logit' or 'probability' of the true class
     chunk:int=None,             # Masked images a pass, None: 16 on a CPU, 1024 on a GPU; changes speed and memory, never the result
     precision:str='float32',    # See `core.autocast`
-)->Tensor:                      # float64 (n, s)
+)->Tensor:                      # float64 (n, s), logits or probabilities
     "The model's output for the true class under every coalition"
     check_choice('output', output, OUTPUTS)
     dev = device_of(model) if isinstance(model, nn.Module) else x.device
@@ -80,7 +80,7 @@ def coalition_values(
 
 # %% ../nbs/10_attribution.ipynb #f8663f38
 def all_masks(
-    d:int,      # Players
+    d:int,      # Players, 16 or fewer in practice
 )->Tensor:      # bool (2^d, d); row number's bit i shows player i
     "Every coalition of `d` players"
     return (torch.arange(2**d)[:, None]>>torch.arange(d)&1).bool()
@@ -95,10 +95,15 @@ def _exact_matrix(d):
     return torch.where(m, w_in[k][:, None], -w_out[k][:, None]).T.contiguous()
 
 def exact_shapley(
-    model, x:Tensor, y:Tensor,   # As in `shapley_values`
-    grid:int=4,                  # Patches along one side, 4 or fewer
-    baseline:Tensor=None, output:str='logit', chunk:int=None, precision:str='float32',   # As in `coalition_values`
-)->Tensor:                       # (n, grid, grid) in the unit of the output
+    model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
+    x:Tensor,                   # Normalized images (n, c, h, w)
+    y:Tensor,                   # True classes (n,)
+    grid:int=4,                 # Patches along one side, 4 or fewer
+    baseline:Tensor=None,       # What hidden patches show, broadcastable to (n, c, h, w); None: zero, the mean colour
+    output:str='logit',         # 'logit' or 'probability' of the true class
+    chunk:int=None,             # Masked images a pass; does not change the result
+    precision:str='float32',    # See `core.autocast`
+)->Tensor:                      # float32 (n, grid, grid), in the unit of the output; sums to f(x) - f(baseline)
     "Exact Shapley values from all 2^(grid^2) coalitions"
     check_batch(x, y); check_eval(model); _check_grid(x, grid)
     if grid>4: raise BudgetError(f"a grid of {grid} has 2^{grid**2} coalitions; exact values are accepted up to a grid of 4; use shapley_values")
@@ -324,7 +329,7 @@ def shapley_values(
     y:Tensor,                   # True classes (n,)
     grid:int=4,                 # Patches along one side
     budget:int=64,              # Model calls an image, at most; 2 grid^2 or more; the error falls as it grows; 2^(grid^2) gives exact values
-    baseline:Tensor=None,       # What hidden patches show; None: zero, the mean colour
+    baseline:Tensor=None,       # What hidden patches show, broadcastable to (n, c, h, w); None: zero, the mean colour
     output:str='logit',         # 'logit' or 'probability' of the true class
     seed:int=0,                 # 'prior': which of the 8 symmetries turns the design; else which coalitions are drawn
     method:str='prior',         # 'prior', 'kernel' (the paper's) or 'permutation'
@@ -350,8 +355,20 @@ class Attribution:
     def __len__(self): return len(self.phi)
     def __repr__(self): return f"Attribution({len(self)} images, {self.phi.shape[-1]} x {self.phi.shape[-1]} patches, {self.budget} calls, '{self.method}')"
 
-def attribute(model, x:Tensor, y:Tensor, grid:int=4, budget:int=64, baseline:Tensor=None, output:str='logit', seed:int=0,
-              method:str='prior', chunk:int=None, precision:str='float32')->Attribution:   # All as in `shapley_values`
+# %% ../nbs/10_attribution.ipynb #317ad6bb
+def attribute(
+    model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
+    x:Tensor,                   # Normalized images (n, c, h, w)
+    y:Tensor,                   # True classes (n,)
+    grid:int=4,                 # Patches along one side
+    budget:int=64,              # Model calls an image, at most; see `shapley_values`
+    baseline:Tensor=None,       # What hidden patches show, broadcastable to (n, c, h, w); None: zero, the mean colour
+    output:str='logit',         # 'logit' or 'probability' of the true class
+    seed:int=0,                 # Of the design, see `shapley_values`
+    method:str='prior',         # 'prior', 'kernel' (the paper's) or 'permutation'
+    chunk:int=None,             # Masked images a pass; does not change the result
+    precision:str='float32',    # See `core.autocast`
+)->Attribution:                 # Values with the outputs on whole and hidden images
     "Like `shapley_values`, with the outputs on whole and hidden images kept beside the values"
     check_batch(x, y); check_eval(model); _check_grid(x, grid)
     masks, P = _plan(grid, budget, seed, method)
@@ -366,34 +383,41 @@ def attribute(model, x:Tensor, y:Tensor, grid:int=4, budget:int=64, baseline:Ten
 # %% ../nbs/10_attribution.ipynb #76c80b3f
 from fastcore.basics import patch
 
-def _ink(im):
-    "An image in gray from 0 to 1, mostly light: a mostly dark one is inverted, or it would darken the colours below it"
+def _paper(im):
+    "An image in gray, stretched to 0 to 1, a mostly dark one inverted: colours show through light paper only"
     g = im.float().mean(0).cpu()
     g = (g-g.min())/(g.max()-g.min()).clamp_min(1e-6)
-    return 1-g if g.mean()<.5 else g
+    return 1-g if g.median()<.5 else g
+
+def _inked(im, phi, top):
+    "The map's colours, white at 0, with the image printed on them; (h, w, 3)"
+    import matplotlib.pyplot as plt
+    g = _paper(im)
+    rows, cols = [torch.tensor(np.diff(patch_edges(s, len(phi)))) for s in g.shape]
+    up = phi.cpu().repeat_interleave(rows, 0).repeat_interleave(cols, 1)
+    return plt.get_cmap('bwr')((up/top+1).numpy()/2)[..., :3]*(.3+.7*g.numpy())[..., None]     # never black, or strokes would hide their patch
 
 @patch
 def show(self:Attribution,
-    x:Tensor,           # The images that were attributed (n, 3, h, w), in any scale
-    n:int=8,            # How many to show
-    axs=None,           # Axes to draw on; None: a new row
-):                      # The axes
-    "Draw the maps with the images in gray over them (dark ones inverted), red for and blue against the class"
+    x:Tensor,             # The images that were attributed (n, 3, h, w), in any scale
+    n:int=8,              # How many to show, 1 or more
+    axs=None,             # Axes to draw on, one an image; None: a new row
+)->np.ndarray:            # The axes, in pixels of the images
+    "Draw the images in gray (dark ones inverted) on the colours of their maps, red for and blue against the class"
     import matplotlib.pyplot as plt
+    if n<1 or len(x)!=len(self): raise InfoUtilError(f"{len(x)} images and n={n} came for {len(self)} maps; one image a map, and n of 1 or more, are accepted; pass the images that were attributed")
     n = min(n, len(self))
-    if axs is None: axs = np.atleast_1d(plt.subplots(1, n, figsize=(1.5*n, 2.1), constrained_layout=True)[1])
-    top = float(self.phi[:n].abs().max())
-    for a,im,p,c in zip(axs, x, self.phi, self.y):
-        drawn = a.imshow(p.cpu(), cmap='bwr', vmin=-top, vmax=top, extent=(0, 1, 1, 0), interpolation='nearest')
-        a.imshow(_ink(im), cmap='gray', vmin=0, vmax=1, alpha=0.35, extent=(0, 1, 1, 0))    # over the map, so that its colours stay those of the bar
-        a.set_title(f'class {int(c)}'); a.axis('off')
-    plt.colorbar(drawn, ax=list(axs), shrink=0.7, label=f'share of the {self.output}')
+    axs = np.atleast_1d(plt.subplots(1, n, figsize=(1.5*n, 2.1), constrained_layout=True)[1] if axs is None else axs)
+    top = float(self.phi[:n].abs().max().clamp_min(1e-12))
+    for a,im,p,c in zip(axs, x, self.phi, self.y): a.imshow(_inked(im, p, top)); a.set_title(f'class {int(c)}'); a.axis('off')
+    plt.colorbar(plt.cm.ScalarMappable(plt.Normalize(-top, top), 'bwr'), ax=list(axs), shrink=0.7, label=f'share of the {self.output}')
     return axs
 
+# %% ../nbs/10_attribution.ipynb #d2a146ff
 @patch
 def to_shap(self:Attribution,
     x:Tensor,           # The images that were attributed (n, 3, h, w); pass pixels (0-255 or 0-1) for `shap.image_plot`
-):                      # `shap.Explanation` with values (n, h, w, 3), for `shap.image_plot`
+)->object:              # `shap.Explanation` with values (n, h, w, 3) in the unit of the output, for `shap.image_plot`
     "The maps at the resolution of the images, as shap's own object; values of an image still sum to its total"
     import shap
     n, _, h, w = x.shape

@@ -18,7 +18,8 @@ from functools import partial
 from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
+from fastcore.meta import delegates
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.channelslast import ChannelsLast
 from fastai.data.core import DataLoaders
@@ -35,12 +36,12 @@ class Protocol:
     epochs:int=300              # Passes over the distilled set
     wd:float=0.01               # Decoupled weight decay, on weight matrices only
     betas:tuple=(0.9, 0.999)    # Of AdamW
-    temperature:float=20.       # Of the labels and of the student in the loss
+    temperature:float=20.       # Of the labels and of the student in the loss, above 0
     cutmix:float=1.             # Parameter of CutMix's Beta distribution; 0 for none
     min_scale:float=None        # Smallest window as a part of the area; None: 1/factor
     flip:bool=True              # Mirror half of the views
     autoaugment:bool=False      # AutoAugment before the rest
-    labels:str=None             # Labels that the recipe insists on; None: the caller's choice
+    labels:str=None             # Labels that the recipe insists on: 'online', 'stored' or 'hard'; None: the caller's choice
 
 PROTOCOLS = {'rded': Protocol(), 'paper': Protocol(autoaugment=True), 'hard': Protocol(temperature=1., labels='hard')}
 LABELS = ('online', 'stored', 'hard')
@@ -50,7 +51,7 @@ _LR = dict(mobilenet_v2=0.0025, vgg11=0.0005, swin_v2_t=0.0001, efficientnet_b0=
 def lr_for(
     arch:str,        # Name of the student's network
     n_classes:int,   # Classes of the data
-    size:int,        # Side in pixels
+    size:int,        # Side of the images in pixels
 )->float:            # Initial learning rate of AdamW
     "Learning rate of RDED's protocol by network; 0.001 for ConvNets, ResNets and whatever it does not name"
     if arch=='convnet3' and n_classes==100 and size<=32: return 0.002       # its special case for CIFAR-100
@@ -59,7 +60,7 @@ def lr_for(
 def batch_size_for(
     ipc:int,         # Images per class
     n_classes:int,   # Classes
-    size:int=32,     # Side in pixels
+    size:int=32,     # Side of the images in pixels
     arch:str='',     # Name of the student's network
 )->int:              # Images a batch
     "Batch size of RDED's protocol: 10, 50, 100 at IPC 1, 10, 50 (nearest below for others), doubled from 100 classes up"
@@ -80,30 +81,56 @@ def half_cosine(
 class SoftLoss:
     "KL divergence to soft labels at a temperature; cross-entropy where the target is a class index"
     def __init__(self,
-        temperature:float=20.,   # Divides the student's logits; targets arrive softened already
+        temperature:float=20.,   # Above 0; divides the student's logits, targets arrive softened already
     ): self.t = temperature
-    def __call__(self, pred, target):
+    def __call__(self,
+        pred:Tensor,     # Logits (n, classes)
+        target:Tensor,   # Probabilities (n, classes) at the same temperature, or class indices (n,)
+    )->Tensor:           # Mean over the batch in nats, a scalar
+        "The loss of a batch"
         if target.ndim==1: return F.cross_entropy(pred, target)
         return F.kl_div(F.log_softmax(pred.float()/self.t, 1), target, reduction='batchmean')
-    def activation(self, z): return z.softmax(-1)
-    def decodes(self, z): return z.argmax(-1)
+    def activation(self,
+        z:Tensor,        # Logits (n, classes)
+    )->Tensor:           # Probabilities (n, classes), at temperature 1
+        "What fastai's `get_preds` returns"
+        return z.softmax(-1)
+    def decodes(self,
+        z:Tensor,        # Logits or probabilities (n, classes)
+    )->Tensor:           # Class indices (n,)
+        "What fastai takes for the prediction"
+        return z.argmax(-1)
 
+# %% ../nbs/30_student.ipynb #54e7a5a9
 class DistilledLoader(DataLoader):
     "Batches of image numbers and classes; the order of an epoch is keyed by seed and epoch"
-    def __init__(self, y, bs, seed=0, device=None):
+    def __init__(self,
+        y:Tensor,       # Class index of every image of the set (n,)
+        bs:int,         # Images a batch, 1 or more
+        seed:int=0,     # Of the order
+        device=None,    # Where batches go; None: fastai's default
+    ):
         super().__init__(dataset=list(range(len(y))), bs=bs, shuffle=True, drop_last=len(y)>bs and len(y)%bs==1, device=device)   # BatchNorm cannot train on one image
         self.y, self.seed, self.epoch = y.cpu(), seed, 0
     def shuffle_fn(self, idxs): return torch.randperm(len(idxs), generator=rng(self.seed, 'order', self.epoch)).tolist()
     def do_batch(self, b): return torch.tensor(b), self.y[b]
 
+# %% ../nbs/30_student.ipynb #137d46c9
 class _NoDL(DataLoader):
     "Stands for real images where there are none"
 
 class DistillCallback(Callback):
     "Turn image numbers into views and their labels, set the epoch's rate, validate only when asked"
     order = 5
-    def __init__(self, ds, labeller, protocol, epochs, lr, seed=0, every=None):
-        self.ds, self.labeller, self.protocol, self.epochs, self.lr, self.seed, self.every = ds, labeller, protocol, epochs, lr, seed, every
+    def __init__(self,
+        ds:DistilledSet,      # What to learn from
+        labeller,             # `OnlineLabels`, `StoredLabels`, `HardLabels`, or a callable with their arguments
+        protocol:Protocol,    # The recipe
+        epochs:int,           # Length of the run, 1 or more
+        lr:float,             # Initial learning rate, above 0
+        seed:int=0,           # Of the views
+        every:int=None,       # Validate every so many epochs; None: after the last one only
+    ): store_attr()
     def before_fit(self): self.pixels, self.trained = self.ds.images.to(device_of(self.learn.model)), False
     def before_train(self):
         self.trained = True                                  # `learn.validate()` opens an epoch without training
@@ -124,9 +151,26 @@ class DistillCallback(Callback):
         if self.trained and not last and not (self.every and (self.epoch+1)%self.every==0): raise CancelValidException
 
 # %% ../nbs/30_student.ipynb #860e6a20
+def _recipe(protocol, labels, epochs):
+    "The `Protocol`, the labels and the epochs to train with"
+    if labels is not None: check_choice('labels', labels, LABELS)
+    p = protocol if isinstance(protocol, Protocol) else PROTOCOLS[check_choice('protocol', protocol, PROTOCOLS)]
+    if p.labels is not None: check_choice('labels', p.labels, LABELS)
+    if p.labels and labels not in (None, p.labels):
+        raise InfoUtilError(f"'{labels}' labels came with a protocol that trains on '{p.labels}' ones; '{p.labels}' is accepted; leave labels (--labels) out or choose another protocol (--protocol)")
+    epochs = p.epochs if epochs is None else epochs
+    if not isinstance(epochs, int) or epochs<1: raise InfoUtilError(f"{epochs} epochs came; a whole number from 1 up is accepted; {PROTOCOLS['rded'].epochs} is RDED's")
+    return p, labels or p.labels or 'online', epochs
+
+def _check_numbers(lr, bs, every):
+    "Refuse rates, batches and intervals that train nothing"
+    if lr is not None and not 0<lr<math.inf: raise InfoUtilError(f"a learning rate of {lr} came; a number above 0 is accepted; leave lr out for the network's own, 0.001 is usual")
+    for what,v in (('bs', bs), ('every', every)):
+        if v is not None and v<1: raise InfoUtilError(f"{what}={v} came; 1 or more is accepted; raise it, or leave it out")
+
+# %% ../nbs/30_student.ipynb #492c8d81
 def _labeller(ds, labels, precision, device):
     "The label callable, refused where the set lacks what it needs"
-    check_choice('labels', labels, LABELS)
     if labels=='hard': return HardLabels(len(ds.classes))
     if labels=='stored':
         if ds.labels is None: raise InfoUtilError("stored labels were asked for and the set holds none; online and hard labels are accepted; distil again or pass labels='hard'")
@@ -141,6 +185,7 @@ def _student_arch(ds, arch):
     if arch or judge in arch_names(): return arch or judge
     raise InfoUtilError(f"no network came for the student, and the one that judged the set ({judge or 'unknown'}) has no name that get_model knows; a name such as 'convnet3' or 'resnet18' is accepted; pass arch (--arch)")
 
+# %% ../nbs/30_student.ipynb #a841ab66
 def _matrices(model):
     "Weight matrices, which decay, and everything else, which does not"
     yes, no = [], []
@@ -158,11 +203,11 @@ def student_learner(
     ds:DistilledSet,         # What to learn from
     valid=None,              # fastai DataLoader of real, normalized images; None: the learner cannot validate
     arch:str=None,           # Name of the network, see `models.get_model`; None: the one that judged the set
-    labels:str='online',     # 'online', 'stored' or 'hard'
+    labels:str=None,         # 'online', 'stored' or 'hard'; None: the protocol's, else 'online'
     protocol='rded',         # A name in `PROTOCOLS`, or a `Protocol`
-    epochs:int=None,         # None: the protocol's
-    lr:float=None,           # None: `lr_for`
-    bs:int=None,             # None: `batch_size_for`
+    epochs:int=None,         # 1 or more; None: the protocol's
+    lr:float=None,           # Initial learning rate, above 0; None: `lr_for`
+    bs:int=None,             # Images a batch, 1 or more; None: `batch_size_for`
     seed:int=0,              # Of weights, order and views
     precision:str='auto',    # See `core.autocast`
     every:int=None,          # Validate every so many epochs; None: after the last one only
@@ -170,20 +215,19 @@ def student_learner(
     cbs=(),                  # More fastai callbacks
 )->Learner:                  # Call `fit_distilled` on it
     "A fastai `Learner` that trains a new network on a distilled set"
-    p = protocol if isinstance(protocol, Protocol) else PROTOCOLS[check_choice('protocol', protocol, PROTOCOLS)]
-    device, epochs = torch.device(device) if device else default_device(), p.epochs if epochs is None else epochs
-    if epochs<1: raise InfoUtilError(f"{epochs} epochs came; 1 or more is accepted; 300 is the protocol's")
-    arch = _student_arch(ds, arch)
-    n_classes = len(ds.classes)
+    p, labels, epochs = _recipe(protocol, labels, epochs)
+    _check_numbers(lr, bs, every)
+    arch, n_classes, device = _student_arch(ds, arch), len(ds.classes), torch.device(device) if device else default_device()
     with seeded(seed, 'student weights'): model = get_model(arch, n_classes, ds.size).to(device)
-    lr = lr or lr_for(arch, n_classes, ds.size)
-    cb = DistillCallback(ds, _labeller(ds, p.labels or labels, precision, device), p, epochs, lr, seed, every)
-    train = DistilledLoader(ds.y, bs or batch_size_for(ds.ipc, n_classes, ds.size, arch), seed, device)
+    lr = lr_for(arch, n_classes, ds.size) if lr is None else lr
+    cb = DistillCallback(ds, _labeller(ds, labels, precision, device), p, epochs, lr, seed, every)
+    train = DistilledLoader(ds.y, batch_size_for(ds.ipc, n_classes, ds.size, arch) if bs is None else bs, seed, device)
     learn = Learner(DataLoaders(train, valid if valid is not None else _NoDL([], device=device), device=device), model, loss_func=SoftLoss(p.temperature), lr=lr, wd=[p.wd, 0.], splitter=_matrices,
                     opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=p.betas), metrics=_fastai_accuracy, cbs=[cb, Autocast(precision), ChannelsLast(), *cbs])
     learn.arch, learn.seed = arch, seed
     return learn
 
+# %% ../nbs/30_student.ipynb #a035d4af
 @patch
 def fit_distilled(self:Learner,
     show_progress:bool=True,   # One bar over the epochs
@@ -195,6 +239,10 @@ def fit_distilled(self:Learner,
     return self
 
 @patch
-def learner(self:DistilledSet, valid=None, **kwargs)->Learner:   # See `student_learner`
-    "A student's `Learner` on this set"
+@delegates(student_learner)
+def learner(self:DistilledSet,
+    valid=None,   # fastai DataLoader of real, normalized images; None: the learner cannot validate
+    **kwargs
+)->Learner:       # Call `fit_distilled` on it
+    "A student's `Learner` on this set, see `student_learner`"
     return student_learner(self, valid, **kwargs)
