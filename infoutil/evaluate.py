@@ -7,11 +7,12 @@ __all__ = ['load_test', 'real_dl', 'Result', 'evaluate']
 
 # %% ../nbs/31_evaluate.ipynb #7f97a8e4
 from .core import *
-from .data import ImageData, ImageItems, Split, load_folder, load_data, _list_split
+from .data import ImageData, ImageItems, Split, check_images, load_data, _list_split
 from .store import DistilledSet
-from .student import student_learner, PROTOCOLS, Protocol
-import math, statistics, time
-from dataclasses import dataclass, asdict, replace
+from .student import student_learner, _recipe, _student_arch
+import statistics, time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, asdict
 from pathlib import Path
 import torch
 from fastai.data.all import TfmdDL
@@ -22,8 +23,8 @@ from fastai.vision.data import Normalize
 def load_test(
     source,                  # Folder `CLASS/*`, a data set's root, a name in `data.SPECS`, or `ImageData`
     classes,                 # Class names of the distilled set, in order
-    valid_frac:float=None,   # Take the held-out part of the training images instead, see `data.load_folder`
-)->Split:
+    valid_frac:float=None,   # Take the held-out part of the training images instead, above 0 and below 1, see `data.load_folder`
+)->Split:                  # Files and class indices of the test part
     "Real images to measure students on"
     root = Path(source) if not isinstance(source, ImageData) else None
     if root is not None and root.is_dir() and not (root/'train').is_dir() and valid_frac is None: names, split = _list_split(root, root)
@@ -36,6 +37,7 @@ def load_test(
                             "the same class folders are accepted; use the test part of the same data set")
     return split
 
+# %% ../nbs/31_evaluate.ipynb #5ef729bc
 def _test_fraction(ds, test, valid_frac):
     "The part of a folder's training images to measure on; None where the folder is for testing alone, or has a part that is"
     held, root = ds.meta.get('held_out'), Path(test) if isinstance(test, (str, Path)) else None
@@ -48,30 +50,40 @@ def _test_fraction(ds, test, valid_frac):
     if held is not None: return held
     raise InfoUtilError(f"{root} holds the images that the set was distilled from; images that neither the set nor its teacher has seen are accepted; name a folder of test images")
 
+# %% ../nbs/31_evaluate.ipynb #4b04cb21
 def real_dl(
-    split:Split,     # Files and labels
+    split:Split,     # Files and class indices
     size:int,        # Side in pixels
-    mean, std,       # Channel statistics of 0-1 pixels
-    bs:int=256,      # Images a batch
+    mean:tuple,      # Channel means of 0-1 pixels
+    std:tuple,       # Channel deviations of 0-1 pixels
+    bs:int=256,      # Images a batch, 1 or more; does not change the result
     device=None,     # None: the first GPU or the CPU
-)->TfmdDL:           # Normalized images and class indices, in order
+)->TfmdDL:           # Normalized images (n, 3, size, size) and class indices (n,), in order
     "A loader of real images for validation"
     device = torch.device(device) if device else default_device()
     return TfmdDL(ImageItems(split, size), bs=min(bs, len(split)), num_workers=0, device=device,
                   after_batch=[IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
 
+def _read_all(items, workers=4):
+    "Decode every image of `items` into its memory, or only look whether that can be done"
+    if items.cache is None: return check_images(items.split.paths(), workers)
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(items.image, range(len(items))): pass
+
 # %% ../nbs/31_evaluate.ipynb #6a9ac164
 @dataclass(frozen=True)
 class Result:
     "Accuracies of several students of one distilled set"
-    accuracies:tuple   # Top-1 after the last epoch, one a repeat, fractions
+    accuracies:tuple   # Top-1 after the last epoch, one a repeat, 0 to 1
     mean:float         # Their mean
     std:float          # Their sample standard deviation (n - 1 below); 0 for a single repeat
-    config:dict        # Everything that produced them
-    seconds:tuple      # One a repeat
-    curves:tuple=()    # [(epoch, accuracy), ...] a repeat, where `every` was given
+    config:dict        # Network, labels, recipe, epochs, seed, test images and the settings of the set
+    seconds:tuple      # Training and validation time in seconds, one a repeat
+    curves:tuple=()    # ((epoch, accuracy), ...) a repeat, where `every` was given
     def __repr__(self): return f'{100*self.mean:.1f} ± {100*self.std:.1f} % ({len(self.accuracies)} students)'
-    def to_dict(self): return asdict(self)
+    def to_dict(self)->dict:   # The fields by name, ready for JSON
+        "The result as plain Python values"
+        return asdict(self)
 
 # %% ../nbs/31_evaluate.ipynb #731091e6
 class _Curve:
@@ -80,30 +92,32 @@ class _Curve:
 
 def evaluate(
     ds:DistilledSet,         # The set
-    test,                    # See `load_test`
+    test,                    # Real images: a `data.Split`, or what `load_test` takes
     arch:str=None,           # Student; None: the network that judged the set
-    labels:str='online',     # 'online', 'stored' or 'hard'
+    labels:str=None,         # 'online', 'stored' or 'hard'; None: the protocol's, else 'online'
     protocol='rded',         # A name in `student.PROTOCOLS`, or a `Protocol`
-    epochs:int=None,         # None: the protocol's 300
-    repeats:int=3,           # Students
+    epochs:int=None,         # 1 or more; None: the protocol's 300
+    repeats:int=3,           # Students, 1 or more
     seed:int=0,              # Repeat r has seed + r
     every:int=None,          # Also measure every so many epochs, for curves
     valid_frac:float=None,   # See `load_test`
     precision:str='auto',    # See `core.autocast`
     device=None,             # None: the first GPU or the CPU
     show_progress:bool=True, # A bar a student
-)->Result:
+)->Result:                   # Accuracies with mean, spread and recipe
     "Train `repeats` students from scratch and measure each on real images after its last epoch"
     if repeats<1: raise InfoUtilError(f"{repeats} repeats came; 1 or more is accepted; 3 or more give a spread")
+    p, labels, epochs = _recipe(protocol, labels, epochs)
     split = test if isinstance(test, Split) else load_test(test, ds.classes, _test_fraction(ds, test, valid_frac))
+    arch = _student_arch(ds, arch)
     dl = real_dl(split, ds.size, ds.mean, ds.std, device=device)
+    _read_all(dl.dataset)
     accs, secs, curves = [], [], []
     for r in range(repeats):
         t0 = time.time()
-        learn = student_learner(ds, dl, arch, labels, protocol, epochs, seed=seed+r, precision=precision, every=every, device=device).fit_distilled(show_progress)
+        learn = student_learner(ds, dl, arch, labels, p, epochs, seed=seed+r, precision=precision, every=every, device=device).fit_distilled(show_progress)
         accs.append(float(learn.recorder.final_record[-1])); secs.append(round(time.time()-t0, 2))
         if every: curves.append(tuple(_Curve(learn, every).points))
-    p = protocol if isinstance(protocol, Protocol) else PROTOCOLS[protocol]
-    config = dict(arch=learn.arch, labels=p.labels or labels, protocol=protocol if isinstance(protocol, str) else 'custom', recipe=asdict(p), epochs=epochs or p.epochs,
+    config = dict(arch=learn.arch, labels=labels, protocol=protocol if isinstance(protocol, str) else 'custom', recipe=asdict(p), epochs=epochs,
                   repeats=repeats, seed=seed, precision=precision, device=str(learn.dls.device), test_images=len(split), distilled=dict(ds.meta), torch=torch.__version__)
     return Result(tuple(accs), statistics.fmean(accs), statistics.stdev(accs) if repeats>1 else 0., config, tuple(secs), tuple(curves))

@@ -93,9 +93,9 @@ def rank_crops(
 # %% ../nbs/13_selection.ipynb #ac96d205
 def top_crops(
     crops:Crops,            # Candidates of one class
-    n:int,                  # Crops to keep: patches an image times images a class
+    n:int,                  # Crops to keep, 1 or more: patches an image times images a class
     end:str='highest',      # Which end to keep: 'highest', 'lowest' or 'middle'
-    per_image:int=None,     # At most so many crops of one source image; None for no limit
+    per_image:int=None,     # At most so many crops of one source image, 1 or more; None for no limit
 )->Crops:                   # The n winners, best first
     "Keep the `n` best crops, at most `per_image` of one source; ties go by source name, then box"
     if n<1: raise InfoUtilError(f"{n} crops were asked for; 1 or more is accepted; raise the images per class (ipc)")
