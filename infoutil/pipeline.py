@@ -44,10 +44,10 @@ class DistillConfig:
     estimator:str='prior'         # See `attribution.shapley_values`
     output:str='logit'            # What the values explain: 'logit' or 'probability'
     grid:int=4                    # Patches along one side
-    alpha:float=2.0               # Noise on the pooled map, in its own deviations
-    crops:int=5                   # Windows an image
-    min_area:float=0.25           # Smallest window as a part of the image's area
-    max_area:float=1.0            # Largest window
+    alpha:float=2.0               # Noise on the pooled map, in its own deviations; windows of the whole image have no use for it
+    crops:int=5                   # Windows an image; 1 for the whole image
+    min_area:float=None           # Smallest window as a part of the image's area; None: 1/factor^2, what a tile has room for
+    max_area:float=None           # Largest window; None: 1/factor^2, or `min_area` where that is larger
     score:str='grad_norm'         # What crops are ranked by, a name in `score.SCORES`
     end:str='lowest'              # Which end of the ranking to keep: 'highest', 'lowest' or 'middle'
     per_image:int=1               # At most so many crops of one image; None: all may enter
@@ -73,7 +73,7 @@ def _check_types(cfg):
     "Refuse settings of another type, such as '2', 2.5 or NaN"
     for f in fields(cfg):
         v = getattr(cfg, f.name)
-        if v is None and f.name in ('factor', 'per_image'): continue
+        if v is None and f.name in ('factor', 'per_image', 'min_area', 'max_area'): continue
         fits = isinstance(v, (int, float) if f.type is float else f.type) and not isinstance(v, bool) and not (f.type is float and not math.isfinite(v))
         if not fits: raise InfoUtilError(f"{f.name} came as {v!r}; {_KINDS[f.type]} is accepted; convert it")
 
@@ -89,11 +89,24 @@ def check_config(
     for k, least in (('ipc', 1), ('candidates', 1), ('crops', 1), ('grid', 2), ('alpha', 0), ('factor', 1), ('per_image', 1)):
         v = getattr(cfg, k)
         if v is not None and v<least: raise InfoUtilError(f"{k} {v} came; {least} or more is accepted; raise {k}")
-    if not 0<cfg.min_area<=cfg.max_area<=1:
-        raise InfoUtilError(f"window areas from {cfg.min_area} to {cfg.max_area} came; 0 < min_area <= max_area <= 1 is accepted; the paper's is 0.25 for both")
+    lo, hi = cfg.min_area, cfg.max_area
+    if not (0<(lo or hi or 1)<=(hi or lo or 1)<=1) or 0 in (lo, hi):
+        raise InfoUtilError(f"window areas from {lo} to {hi} came; 0 < min_area <= max_area <= 1 is accepted; the paper's is 0.25 for both")
     if cfg.method=='infoutil' and cfg.budget<min(2*cfg.grid**2, 2**cfg.grid**2):
         raise BudgetError(f"a budget of {cfg.budget} model calls came for {cfg.grid**2} patches; {2*cfg.grid**2} or more are needed; raise budget (--budget)")
     return cfg
+
+# %% ../nbs/50_pipeline.ipynb #26389ffe
+def _settle(cfg, size):
+    "The settings with factor and window areas filled in; refused where the images are too small for them"
+    for k in ('factor', 'grid'):
+        if (v:=getattr(cfg, k) or 1)>size: raise InfoUtilError(f"{k} {v} came for a teacher of {size} px; {size} or less is accepted; lower {k}")
+    factor = cfg.factor or (1 if size<=64 or cfg.method=='random' else 2)
+    lo = cfg.min_area or min(1/factor**2, cfg.max_area or 1.)
+    cfg = replace(cfg, factor=factor, min_area=lo, max_area=cfg.max_area or max(1/factor**2, lo))
+    return replace(cfg, crops=1) if _whole(cfg) else cfg      # all windows of the whole image are the same
+
+def _whole(cfg): return cfg.method=='infoutil' and cfg.min_area==1
 
 # %% ../nbs/50_pipeline.ipynb #d87fa355
 def class_maps(
@@ -108,6 +121,17 @@ def class_maps(
                            seed=cfg.seed, precision=cfg.precision).cpu() for x in cands.images.split(chunk)]
     return torch.cat(maps)
 
+def _chosen(cands, crops):
+    "The candidates that `crops` were cut from, one a crop"
+    at = [cands.files.index(f) for f in crops.source]
+    return replace(cands, files=crops.source, images=cands.images[at], seeds=tuple(cands.seeds[i] for i in at))
+
+def _boxes(phi, seeds, size, cfg):
+    "Windows (m, crops, 4) around the noisy pooled maps `phi` (m, grid, grid); None: the whole image"
+    if phi is None: return torch.tensor([0, 0, size, size]).repeat(len(seeds), cfg.crops, 1)
+    sides = draw_fractions([seed_from(s, 'side') for s in seeds], cfg.crops, cfg.min_area, cfg.max_area)
+    return windows(noisy_maps(pool_map(phi), cfg.crops, cfg.alpha, seeds), size, sides)
+
 def infoutil_crops(
     cands:Candidates,     # Images of one class
     n:int,                # Crops to choose
@@ -118,17 +142,17 @@ def infoutil_crops(
     chunk:int=60,         # Images at once; bounds the memory, does not change the result
 )->Crops:                 # `n` crops, best first
     "Algorithm 1 of the paper for one class: attribute, pool and perturb, cut, score, select"
-    judge, parts = judge or teacher, []
-    maps = class_maps(cands, teacher, cfg) if maps is None else maps
+    judge, parts, cfg = judge or teacher, [], _settle(cfg, teacher.size)
+    if maps is None and not _whole(cfg): maps = class_maps(cands, teacher, cfg)
     for at in torch.arange(len(cands)).split(chunk):
-        seeds, phi = [cands.seeds[i] for i in at], maps[at]
-        sides = draw_fractions([seed_from(s, 'side') for s in seeds], cfg.crops, cfg.min_area, cfg.max_area)
-        boxes = windows(noisy_maps(pool_map(phi), cfg.crops, cfg.alpha, seeds), teacher.size, sides).flatten(0, 1)
+        phi = None if maps is None else maps[at]
+        boxes = _boxes(phi, [cands.seeds[i] for i in at], teacher.size, cfg).flatten(0, 1)
         who = torch.arange(len(at)).repeat_interleave(cfg.crops)
         x = judge.normalize(cut_patches(cands.images[at], who, boxes, teacher.size))
         score = SCORES[cfg.score](judge.model, x, torch.full((len(x),), cands.label, device=x.device)).cpu()
-        parts.append(Crops(tuple(cands.files[int(at[i])] for i in who), boxes, score, phi[who], cands.label))
-    return top_crops(concat_crops(parts), n, cfg.end, cfg.per_image)
+        parts.append(Crops(tuple(cands.files[int(at[i])] for i in who), boxes, score, None if phi is None else phi[who], cands.label))
+    crops = top_crops(concat_crops(parts), n, cfg.end, cfg.per_image)
+    return crops if maps is not None else replace(crops, maps=class_maps(_chosen(cands, crops), teacher, cfg))
 
 # %% ../nbs/50_pipeline.ipynb #b199fc77
 def choose_crops(
@@ -150,12 +174,6 @@ def _fraction(data, valid_frac, teacher):
         raise TeacherError(f"a held-out fraction of {valid_frac} came and the teacher was trained with {teacher.held_out}; the same is accepted, so that nothing held out is distilled; "
                            "leave valid_frac (--valid-frac) out, or train another teacher")
     return teacher.held_out if valid_frac is None else valid_frac
-
-def _factor(cfg, size):
-    "The factor to use, refused with the grid where the images are too small for them"
-    for k in ('factor', 'grid'):
-        if (v:=getattr(cfg, k) or 1)>size: raise InfoUtilError(f"{k} {v} came for a teacher of {size} px; {size} or less is accepted; lower {k}")
-    return cfg.factor or (1 if size<=64 or cfg.method=='random' else 2)
 
 def _check_supply(data, cfg, n):
     "Refuse classes with fewer images than the mosaics need"
@@ -184,7 +202,8 @@ def distill(
     cfg = check_config(cfg) if cfg else make_config(**kwargs)
     data = load_data(data, _fraction(data, valid_frac, teacher))
     check_classes(teacher.classes, data.classes)
-    cfg = replace(cfg, factor=_factor(cfg, teacher.size), **({} if choose is None else dict(method=getattr(choose, '__name__', 'custom'))))
+    cfg = _settle(cfg, teacher.size)
+    if choose is not None: cfg = replace(cfg, method=getattr(choose, '__name__', 'custom'))
     labeller, which = _label_teacher(cfg, teacher, early)
     n = cfg.ipc*cfg.factor**2
     if choose is None: _check_supply(data, cfg, n)

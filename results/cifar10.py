@@ -23,9 +23,9 @@ from infoutil.selection import take_crops
 from infoutil.teacher import load_teacher, predict
 
 HELD_OUT = 0.1
-WHOLE, PAPER = dict(min_area=1., max_area=1., crops=1), dict(min_area=.25, max_area=.25, end='highest', per_image=None)
+WHOLE, PAPER = dict(min_area=1., max_area=1.), dict(min_area=.25, max_area=.25, end='highest', per_image=None)
 
-# name -> fields of DistillConfig that differ from the provisional choice, plus 'judge' and 'places'
+# name -> fields of DistillConfig that differ from the default, plus who judges, where windows lie, and whether clusters spread the choice
 SEARCH = {
     'random':                              dict(method='random'),
     'rded':                                dict(method='rded'),
@@ -46,8 +46,6 @@ SEARCH = {
     'whole, highest norm':                 {**WHOLE, 'end': 'highest'},
     'random, 2 x 2 mosaics':               dict(method='random', factor=2),
     'rded, 2 x 2 mosaics':                 dict(method='rded', factor=2),
-    '2 x 2 mosaics, area .5-1, lowest norm': dict(min_area=.5, factor=2),
-    '2 x 2 mosaics, whole, lowest norm':   {**WHOLE, 'factor': 2},
     'whole, lowest norm of each of n clusters of features': {**WHOLE, 'spread': 'features'},
     'whole, lowest norm of each of n clusters of logits':   {**WHOLE, 'spread': 'logits'},
     'area .7-1, lowest norm of each of n clusters of features': dict(min_area=.7, spread='features'),
@@ -80,7 +78,8 @@ def ranking(kw, early, maps, cands, teacher, cfg):
     n = len(cands)*min(per, cfg.crops)
     if kw.get('method')=='random': return random_crops(cands, n)
     if kw.get('method')=='rded':   return rded_crops(cands, n, teacher, cfg.factor, cfg.crops, cfg.precision)
-    m = torch.randn(len(cands), cfg.grid, cfg.grid, generator=rng(cfg.seed, 'places', cands.label)) if kw.get('places')=='random' else maps(cands, cfg)
+    if kw.get('places')=='random': m = torch.randn(len(cands), cfg.grid, cfg.grid, generator=rng(cfg.seed, 'places', cands.label))
+    else: m = torch.zeros(len(cands), cfg.grid, cfg.grid) if cfg.min_area==1 else maps(cands, cfg)      # a whole image has one place only
     return infoutil_crops(cands, n, teacher, cfg, m, early if kw.get('judge')=='early' else teacher)
 
 def chooser(name, kw, early, maps, memo):

@@ -33,6 +33,14 @@ def test_same_seed_same_bytes(world, tmp_path):
 changes = dict(method='random', ipc=2, factor=2, candidates=5, seed=1, budget=32, estimator='kernel', output='probability', grid=3, alpha=0., crops=2, min_area=.55,
                max_area=.3, score='loss', end='highest', per_image=None, label_teacher='converged', precision='bfloat16')
 
+def test_windows_are_as_large_as_a_tile_has_room_for(world):
+    run = lambda **kw: distill(world['data'], world['teacher'], world['early'], **{**small, **kw})
+    whole, quarter = run(), run(factor=2)
+    assert [p['box'] for p in whole.provenance]==[[0, 0, 32, 32]]*10 and len(whole.provenance[0]['maps'])==4 and len(run(grid=3).provenance[0]['maps'])==3
+    assert {tuple(p['box'][2:]) for p in quarter.provenance}=={(16, 16)} and whole.meta['config']['max_area']==1 and quarter.meta['config']['min_area']==.25
+    assert torch.equal(whole.images, run(min_area=1., crops=3, per_image=None).images)      # equal windows of one image enter once
+    assert {tuple(p['box'][2:]) for p in run(max_area=.25).provenance}=={(16, 16)}
+
 def test_every_field_is_tried(): assert set(changes)=={f.name for f in fields(DistillConfig)}
 
 @pytest.mark.parametrize('field', changes)
@@ -85,7 +93,7 @@ def test_fastai_learner_is_a_teacher(world):
     assert len(ds)==10 and ds.classes==tuple('0123456789')
 
 def test_chunks_and_ready_maps_change_nothing(world):
-    cfg = make_config(precision='float32', factor=1)
+    cfg = make_config(precision='float32', factor=1, min_area=.3)
     cands = next(iter(stream_candidates(world['data'], 32, 20, labels=[3])))
     a = infoutil_crops(cands, 6, world['teacher'], cfg)
     b = infoutil_crops(cands, 6, world['teacher'], cfg, maps=class_maps(cands, world['teacher'], cfg, chunk=7), chunk=3)
@@ -102,4 +110,4 @@ def test_a_method_of_ones_own_is_held_to_its_promise(world):
     def short(cands, n, teacher, cfg): return random_crops(cands, n+1)
     with pytest.raises(InfoUtilError, match='2 crops of class 0; 1 crops'): distill(world['data'], world['teacher'], world['early'], choose=short, **small)
     def stranger(cands, n, teacher, cfg): return replace(random_crops(cands, n), source=('elsewhere.png',))
-    with pytest.raises(InfoUtilError, match='cut from its candidates'): distill(world['data'], world['teacher'], world['early'], choose=stranger, **small)
+    with pytest.raises(InfoUtilError, match='boxes inside its candidates'): distill(world['data'], world['teacher'], world['early'], choose=stranger, **small)
