@@ -38,19 +38,19 @@ def _draw_box(u, size, lo, hi):
 
 # %% ../nbs/04_augment.ipynb #00428d93
 def draw_views(
-    ids,                     # Number of each image in the distilled set, n integers
+    ids,                     # Number of each image in the distilled set: n integers, a list or a tensor
     *,
     seed:int,                # Of the student
-    epoch:int,               # Epoch
+    epoch:int,               # Epoch, from 0
     size:int,                # Side of the images in pixels
-    factor:int=1,            # Tiles along one side
-    min_scale:float=None,    # Smallest window as a part of the area; None: 1/factor
-    max_scale:float=1.,      # Largest window
+    factor:int=1,            # Tiles along one side, 1 or more
+    min_scale:float=None,    # Smallest window as a part of the area, above 0; None: 1/factor
+    max_scale:float=1.,      # Largest window as a part of the area, up to 1
     flip:bool=True,          # Mirror half of the views
     autoaugment:bool=False,  # Whether AutoAugment comes first
-    cutmix:float=1.,         # Parameter of the Beta distribution of CutMix; 0 for none
-    batch:int=0,             # Number of the batch in the epoch; only CutMix depends on it
-)->Views:
+    cutmix:float=1.,         # Parameter of the Beta distribution of CutMix, above 0; 0 for none
+    batch:int=0,             # Number of the batch in the epoch, from 0; only CutMix depends on it
+)->Views:                    # The parameters of n views, without pixels
     "Draw the views of one batch; all but CutMix depend on `(seed, epoch, id)` alone"
     ids = [int(i) for i in ids]
     lo = 1/factor if min_scale is None else min_scale
@@ -123,10 +123,10 @@ def _autoaugment(pixels, seeds, size):
     return torch.stack([one(im, s) for im,s in zip(pixels, seeds)])
 
 def apply_views(
-    pixels:Tensor,    # uint8 (n, 3, s, s)
+    pixels:Tensor,    # Raw pixels (n, 3, s, s), uint8
     views:Views,      # Of the same n images
-    mean,             # Channel means of 0-1 pixels
-    std,              # Channel deviations of 0-1 pixels
+    mean:tuple,       # Channel means of 0-1 pixels, three numbers
+    std:tuple,        # Channel deviations of 0-1 pixels, three numbers
 )->Tensor:            # Normalized float32 (n, 3, s, s) on the device of `pixels`
     "Render the views of a batch"
     if pixels.dtype!=torch.uint8 or len(pixels)!=len(views):

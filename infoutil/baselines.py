@@ -17,7 +17,7 @@ from .teacher import Teacher, predict
 # %% ../nbs/40_baselines.ipynb #8ad338fe
 def random_crops(
     cands:Candidates,   # Images of one class
-    n:int,              # Crops to choose
+    n:int,              # Crops to choose, 1 or more
 )->Crops:               # `n` whole images, in the order of the draw
     "Whole random images"
     m, s = len(cands), cands.images.shape[-1]
@@ -26,11 +26,11 @@ def random_crops(
 
 # %% ../nbs/40_baselines.ipynb #92a7942a
 def random_boxes(
-    seed:int,              # Seed of the image
-    size:int,              # Side of the image in pixels
-    n:int=5,               # Windows
-    scale=(0.08, 1.0),     # Smallest and largest area as a part of the image
-)->Tensor:                 # top, left, height, width; int64 (n, 4)
+    seed:int,                  # Seed of the image
+    size:int,                  # Side of the image in pixels
+    n:int=5,                   # Windows, 1 or more
+    scale:tuple=(0.08, 1.0),   # Smallest and largest area as a part of the image, above 0 and up to 1
+)->Tensor:                     # top, left, height, width in pixels; int64 (n, 4)
     "Square windows of random area and place"
     u = torch.rand(n, 3, generator=rng(seed, 'random boxes'), dtype=torch.float64)
     side = ((scale[0]+u[:, 0]*(scale[1]-scale[0])).sqrt()*size).round().clamp(1, size)
@@ -38,11 +38,11 @@ def random_boxes(
     return torch.stack([top, left, side, side], 1).long()
 
 def cut_patches(
-    images:Tensor,   # uint8 (n, 3, s, s)
+    images:Tensor,   # Raw pixels (n, 3, s, s), uint8
     index:Tensor,    # Which image each box is cut from, (m,)
-    boxes:Tensor,    # top, left, height, width; (m, 4)
+    boxes:Tensor,    # top, left, height, width in pixels, int64 (m, 4)
     side:int,        # Side of the patches in pixels
-)->Tensor:           # uint8 (m, 3, side, side)
+)->Tensor:           # Raw pixels (m, 3, side, side), uint8
     "Cut boxes out of images and scale them, bilinear with antialiasing"
     def one(i, b):
         t, l, h, w = b
@@ -53,15 +53,15 @@ def cut_patches(
 # %% ../nbs/40_baselines.ipynb #a674c050
 def rded_crops(
     cands:Candidates,       # Images of one class
-    n:int,                  # Crops to choose
+    n:int,                  # Crops to choose, 1 or more, at most one an image
     teacher:Teacher,        # Who judges
     factor:int=1,           # Tiles along one side of the mosaic
-    crops:int=5,            # Windows an image
+    crops:int=5,            # Windows an image, 1 or more
     precision:str='auto',   # See `core.autocast`
     chunk:int=60,           # Images at once; bounds the memory, does not change the result
 )->Crops:                   # `n` windows of lowest cross-entropy (nats), one an image, best first
     "RDED's choice: the easiest of `crops` random windows of each image, then the easiest images"
-    size, p = teacher.size, teacher.size//factor
+    size, p = teacher.size, teacher.size//factor      # where factor does not divide size some tiles are a pixel larger, see make_mosaics
     lo = (size-p)//2
     boxes = torch.stack([random_boxes(s, size, crops) for s in cands.seeds])
     score = []

@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from torch import nn, Tensor
 
 # %% ../nbs/21_label.ipynb #4dec8424
-EARLY_UP_TO = 10   # largest IPC whose labels come from the early teacher (paper, section 2)
+EARLY_UP_TO = 10   # largest IPC whose labels come from the early teacher (the paper's settings)
 
 def label_epoch_for(
     ipc:int,   # Images per class, 1 or more
@@ -92,7 +92,14 @@ class OnlineLabels:
     ): check_eval(model); check_choice('precision', precision, PRECISIONS); self.model, self.precision = model, precision
     def __repr__(self): return f'OnlineLabels({type(self.model).__name__}, {self.precision})'
     @torch.no_grad()
-    def __call__(self, x, views, ids, y, temperature=1.):
+    def __call__(self,
+        x:Tensor,                   # Rendered views, normalized (n, 3, s, s)
+        views:Views,                # The parameters that they were drawn with; not looked at
+        ids:Tensor,                 # Numbers of the images in the set (n,); not looked at
+        y:Tensor,                   # Class indices (n,); not looked at
+        temperature:float=1.,       # Of the student's loss, above 0
+    )->Tensor:                      # Probabilities (n, classes), float32, rows sum to 1, on the device of `x`
+        "What the teacher says to `x`"
         check_eval(self.model)
         with autocast(x.device, self.precision): z = self.model(x)
         return soften(z, temperature)
@@ -108,13 +115,20 @@ class StoredLabels:
             raise InfoUtilError(f"patch logits came as {came}; floating point (images, k, classes) is accepted; see patch_labels")
         self.logits = logits
     def __repr__(self): return 'StoredLabels({} images, {} patches each, {} classes)'.format(*self.logits.shape)
-    def __call__(self, x, views, ids, y, temperature=1.):
+    def __call__(self,
+        x:Tensor,                   # Rendered views, normalized (n, 3, s, s)
+        views:Views,                # The parameters that they were drawn with
+        ids:Tensor,                 # Numbers of the images in the set (n,)
+        y:Tensor,                   # Class indices (n,); not looked at
+        temperature:float=1.,       # Of the student's loss, above 0
+    )->Tensor:                      # Probabilities (n, classes), float32, rows sum to 1, on the device of `x`
+        "What the stored logits of images `ids` say, mixed as `views` show their patches"
         return mix_patch_labels(self.logits[torch.as_tensor(ids).to(self.logits.device)], views, temperature).to(x.device)
 
 def mix_patch_labels(
     logits:Tensor,            # Patch logits of the n images of the batch, (n, k, classes)
     views:Views,              # Their views
-    temperature:float=1.,     # Of the student's loss
+    temperature:float=1.,     # Of the student's loss, above 0
 )->Tensor:                    # Probabilities (n, classes), float32, rows sum to 1
     "The target of every view: patch probabilities at `temperature`, weighted by the area that the view shows of each patch"
     if logits.shape[:2]!=(len(views), views.factor**2):
@@ -129,10 +143,17 @@ def mix_patch_labels(
 class HardLabels:
     "The class alone, mixed by area where CutMix pasted another image; a temperature does not apply"
     def __init__(self,
-        n_classes:int,              # Number of classes
+        n_classes:int,              # Classes of the set
     ): self.n_classes = n_classes
     def __repr__(self): return f'HardLabels({self.n_classes} classes)'
-    def __call__(self, x, views, ids, y, temperature=1.):
+    def __call__(self,
+        x:Tensor,                   # Rendered views, normalized (n, 3, s, s)
+        views:Views,                # The parameters that they were drawn with
+        ids:Tensor,                 # Numbers of the images in the set (n,); not looked at
+        y:Tensor,                   # Class indices (n,)
+        temperature:float=1.,       # Does not apply
+    )->Tensor:                      # Probabilities (n, classes), float32, rows sum to 1, on the device of `x`
+        "The classes `y`, mixed by the area of CutMix"
         check_labels(y, self.n_classes)
         one = F.one_hot(y.to(x.device), self.n_classes).float()
         if views.partner is None: return one
