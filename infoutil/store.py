@@ -20,6 +20,7 @@ from torch import Tensor
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from fastcore.basics import patch
+from matplotlib.axes import Axes
 from fastai.data.all import CategoryMap, DataLoaders, IntToFloatTensor, TfmdDL
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage
@@ -144,11 +145,11 @@ def class_images(self:DistilledSet,
 # %% ../nbs/22_store.ipynb #e09e9d51
 @patch
 def show(self:DistilledSet,
-    max_classes:int=10,   # Rows
-    max_ipc:int=10,       # Columns
+    max_classes:int=10,   # Rows at most, 1 or more
+    max_ipc:int=10,       # Columns at most, 1 or more
     path=None,            # Save the picture there as well, format by its suffix
-    ax=None,              # matplotlib axes to draw on; None: a new figure
-):                        # The axes
+    ax:Axes=None,         # Axes to draw on; None: a new figure
+)->Axes:                  # The axes
     "A grid of distilled images, a row a class"
     import matplotlib.pyplot as plt
     rows, cols, s, gap = min(max_classes, len(self.classes)), min(max_ipc, self.ipc), self.size, max(1, self.size//16)
@@ -174,14 +175,15 @@ def _save_picture(fig, path, close):
 # %% ../nbs/22_store.ipynb #03c2b2e7
 @patch
 def show_labels(self:DistilledSet,
-    i:int,                   # Number of the image
+    i:int,                   # Number of the image in the set
     top:int=3,               # So many likeliest classes of each patch
-    temperature:float=1.,    # Of the softmax
-):                           # The axes, one a patch after the image's
+    temperature:float=1.,    # Of the softmax, above 0
+)->list:                     # The axes: that of the image, then one a patch
     "A distilled image beside the likeliest classes of each of its patches"
     import matplotlib.pyplot as plt
     if self.labels is None: raise InfoUtilError("the labels were asked for and the set holds none; a set with stored labels is accepted; see patch_labels")
     if not 0<=i<len(self): raise InfoUtilError(f"image {i} came; 0 to {len(self)-1} is accepted; see len(ds)")
+    if not (temperature>0 and top>=1): raise InfoUtilError(f"top={top} and temperature={temperature} came; 1 or more and above 0 are accepted; 3 and 1 are usual")
     f = self.factor
     p = (self.labels[i].float()/temperature).softmax(-1).cpu()
     fig = plt.figure(figsize=(2.4+2.1*f, max(1.9, 1.1*f)), constrained_layout=True)
