@@ -25,10 +25,10 @@ def pool_map(
 
 def noisy_maps(
     pooled:Tensor,     # Pooled maps (n, g, g)
-    crops:int=5,       # Draws an image; the last one is noise-free
-    alpha:float=2.,    # Noise deviation in units of the map's own deviation; 0 makes all draws equal
+    crops:int=5,       # Draws an image, 1 or more; the last one is noise-free
+    alpha:float=2.,    # Noise deviation in units of the map's own deviation, 0 or more; 0 makes all draws equal
     seeds=None,        # A seed for each image, n integers; None: 0 to n-1
-)->Tensor:             # (n, crops, g, g)
+)->Tensor:             # (n, crops, g, g), same unit
     "`crops`-1 noisy copies of each map and the map itself last"
     _check_maps(pooled)
     if crops<1: raise InfoUtilError(f"{crops} crops came; 1 or more is accepted; 5 is the paper's")
@@ -42,10 +42,10 @@ def noisy_maps(
 
 # %% ../nbs/11_crop.ipynb #a2b6f9a2
 def draw_fractions(
-    seeds,        # A seed for each image
+    seeds,        # A seed for each image, n integers
     crops:int,    # Draws an image
-    lo:float,     # Smallest area, as a part of the image's
-    hi:float,     # Largest area
+    lo:float,     # Smallest area as a part of the image's, above 0
+    hi:float,     # Largest area as a part of the image's, up to 1
 )->Tensor:        # Sides as fractions of the image's side, float64 (n, crops)
     "Window sides whose area is uniform between `lo` and `hi`, as in a random resized crop"
     if not 0<lo<=hi<=1: raise InfoUtilError(f"window areas from {lo} to {hi} came; 0 < smallest <= largest <= 1 is accepted; 0.25 is the paper's")
@@ -57,9 +57,9 @@ def _check_fraction(f):
         raise InfoUtilError(f"a window fraction of {float(f.min()):g} to {float(f.max()):g} came; above 0 and up to 1 is accepted; 0.5 is the paper's")
 
 def windows(
-    maps:Tensor,       # Pooled maps (n, crops, g, g)
+    maps:Tensor,       # Pooled maps (n, crops, g, g), finite
     size,              # Side of the image in pixels, or its height and width
-    fraction=0.5,      # Side of the window as a part of the image's: a number, or a tensor (n, crops)
+    fraction=0.5,      # Side of the window as a part of the image's, above 0 and up to 1: a number, or a tensor (n, crops)
 )->Tensor:             # top, left, height, width; int64 (n, crops, 4), inside the image
     "A window of the image's proportions around the highest cell of each map; of equal cells the first"
     if maps.ndim!=4: raise InfoUtilError(f"maps came as {tuple(maps.shape)}; (n, crops, g, g) is accepted; see noisy_maps")
@@ -78,11 +78,12 @@ def _place(row, col, size, f, centre):
     lead = [(centre(i, s)-l/2).round().clamp(min=0).minimum(s-l) for i,s,l in zip((row, col), hw, sides)]
     return lead+sides
 
+# %% ../nbs/11_crop.ipynb #fc26426a
 def random_windows(
-    seeds,            # A seed for each image
+    seeds,            # A seed for each image, n integers
     crops:int,        # Windows an image
     size,             # Side of the image in pixels, or its height and width
-    fraction=0.5,     # Side of the window as a part of the image's: a number, or a tensor (n, crops)
+    fraction=0.5,     # Side of the window as a part of the image's, above 0 and up to 1: a number, or a tensor (n, crops)
 )->Tensor:            # top, left, height, width; int64 (n, crops, 4), inside the image
     "Windows at places drawn uniformly: what attributed windows are compared with"
     _check_fraction(f:=torch.as_tensor(fraction, dtype=torch.float64))
@@ -95,11 +96,12 @@ def random_windows(
     lead = [(u[:, i]*(s-l+1)).floor() for i,(s,l) in enumerate(zip(hw, sides))]
     return torch.stack(lead+sides, -1).long()
 
+# %% ../nbs/11_crop.ipynb #58808671
 def crop_windows(
-    images:Tensor,   # uint8 or float images (n, c, h, w)
-    boxes:Tensor,    # top, left, height, width; (n, crops, 4)
+    images:Tensor,   # Images (n, c, h, w), uint8 or floating point
+    boxes:Tensor,    # top, left, height, width in pixels; int64 (n, crops, 4)
     size:int,        # Side of the result in pixels
-)->Tensor:           # (n, crops, c, size, size), same type
+)->Tensor:           # (n, crops, c, size, size), of the type of `images`
     "Cut windows and scale them to `size`, bilinear with antialiasing; bytes are rounded and clamped"
     def one(im, b):
         t, l, h, w = b
@@ -125,9 +127,9 @@ def _moves(model, x, boxes, baseline, precision):
     return (out.float().view(*boxes.shape[:2], -1)-whole.float()[:, None]).norm(dim=-1)
 
 def informativeness(
-    model,                      # Normalized (n, c, h, w) -> logits, in eval mode
+    model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
     x:Tensor,                   # Normalized images (n, c, h, w)
-    boxes:Tensor,               # Windows (n, crops, 4)
+    boxes:Tensor,               # Windows: top, left, height, width in pixels, int64 (n, crops, 4)
     baseline=0.,                # What is shown outside, a number or a colour (c, 1, 1); zero is the mean colour
     chunk:int=64,               # Windows a pass, about; memory grows with it, the result does not change
     precision:str='float32',    # See `core.autocast`
