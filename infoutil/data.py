@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECS', 'IMAGE_SUFFIXES', 'DatasetSpec', 'read_image', 'read_images', 'check_images', 'Split', 'ImageData',
-           'load_folder', 'fetch_data', 'load_data', 'guess_size', 'channel_stats', 'Candidates', 'candidates',
-           'stream_candidates', 'ImageItems', 'ShiftFlip', 'image_dls']
+           'load_folder', 'fetch_data', 'load_data', 'guess_size', 'channel_stats', 'Candidates', 'draw_candidates',
+           'candidates', 'stream_candidates', 'ImageItems', 'ShiftFlip', 'image_dls']
 
 # %% ../nbs/01_data.ipynb #62b4e95f
 from .core import *
@@ -341,6 +341,16 @@ class Candidates:
     def __len__(self): return len(self.files)
     def __repr__(self): return f"Candidates('{self.name}', {len(self)} images of {self.images.shape[-1]} px)"
 
+def draw_candidates(
+    data:ImageData,   # A data set
+    label:int,        # Class index, from 0
+    n:int=300,        # At most so many images, 1 or more
+    seed:int=0,       # Another seed, other images
+)->tuple:             # Paths relative to the data set's root, in the order of their hashes
+    "Choose up to `n` training images of class `label`, by a hash of their names"
+    if n<1: raise BudgetError(f"{n} candidate images came; 1 or more is accepted; raise candidates (--candidates)")
+    return tuple(sorted(data.train.of_class(label), key=lambda f: seed_from(seed, 'candidates', Path(f).as_posix()))[:n])
+
 def candidates(
     data:ImageData,   # A data set
     label:int,        # Class index, from 0
@@ -350,11 +360,9 @@ def candidates(
     workers:int=4,    # Threads that decode, 1 or more
 )->Candidates:        # The `n` images, or all of a smaller class, in the order of their hashes
     "Draw and read up to `n` training images of class `label`"
-    if n<1: raise BudgetError(f"{n} candidate images came; 1 or more is accepted; raise candidates (--candidates)")
-    name, fs = data.classes[label], data.train.of_class(label)
-    fs = tuple(sorted(fs, key=lambda f: seed_from(seed, 'candidates', Path(f).as_posix()))[:n])
+    fs = draw_candidates(data, label, n, seed)
     seeds = tuple(seed_from(seed, 'image', Path(f).as_posix()) for f in fs)
-    return Candidates(label, name, fs, read_images([data.root/f for f in fs], size, workers), seeds)
+    return Candidates(label, data.classes[label], fs, read_images([data.root/f for f in fs], size, workers), seeds)
 
 def stream_candidates(
     data:ImageData,   # A data set

@@ -8,7 +8,7 @@ __all__ = ['DISTILL_METHODS', 'LABEL_TEACHERS', 'PRESETS', 'DistillConfig', 'mak
 
 # %% ../nbs/50_pipeline.ipynb #e9ed3392
 from .core import *
-from .data import ImageData, ImageItems, Candidates, load_data, stream_candidates, Split
+from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, load_data, stream_candidates
 from .teacher import Teacher, load_teacher, check_teacher, check_classes
 from .attribution import METHODS as ESTIMATORS, OUTPUTS, shapley_values
 from .crop import pool_map, noisy_maps, draw_fractions, windows
@@ -209,7 +209,8 @@ def distill(
     if choose is None: _check_supply(data, cfg, n)
     t0 = time.time()
     if preflight: check_teacher(teacher, data)
-    images, origin, seconds = [], [], {}
+    check_images([data.root/f for c in range(data.n_classes) for f in draw_candidates(data, c, cfg.candidates, cfg.seed)])   # before the long work
+    images, origin = [], []
     classes = stream_candidates(data, teacher.size, cfg.candidates, cfg.seed)
     for cands in (progress_bar(classes, total=data.n_classes) if show_progress else classes):
         crops = (choose or choose_crops)(cands, n, teacher, cfg)
