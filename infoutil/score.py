@@ -636,7 +636,7 @@ def utility(
     model:nn.Module,   # Network in eval mode; float64 for exact comparisons
     x:Tensor,          # The mini-batch: normalized images, shape (n, c, h, w), n of 2 or more
     y:Tensor,          # Class indices, int64, shape (n,)
-    eta:float=0.1,     # Learning rate of the simulated step
+    eta:float=0.1,     # Learning rate of the simulated step, above 0
 )->Tensor:             # Utility of each example in nats of loss change, shape (n,)
     "Definition 3 by simulation: largest change of any example's gradient flow when one is left out of an SGD step on `x`"
     _check_scored(model, x, y)
@@ -657,7 +657,7 @@ def utility_bound(
     model:nn.Module,   # Network in eval mode
     x:Tensor,          # The mini-batch: normalized images, shape (n, c, h, w)
     y:Tensor,          # Class indices, int64, shape (n,)
-    eta:float=0.1,     # Learning rate of the step
+    eta:float=0.1,     # Learning rate of the step, above 0
 )->Tensor:             # c * gradient norm of each example, with c = eta * largest gradient norm, shape (n,)
     "Theorem 1: the bound on the `utility` of each example in `x`"
     norms = grad_norms(model, x, y)
