@@ -6,131 +6,189 @@
 __all__ = ['run_teacher', 'run_distill', 'run_evaluate', 'run_show', 'run_demo', 'main']
 
 # %% ../nbs/51_cli.ipynb #acd80519
-from .core import *
-import argparse, json, math, sys, time
+import argparse, signal, sys, threading, time, warnings
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 # %% ../nbs/51_cli.ipynb #c39a97db
+class _Usage(Exception): "A command line that cannot be read; the message is the sentence to show"
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        accepted = '' if ';' in message else '; the arguments that the help lists are accepted'
+        raise _Usage(f'{message}{accepted}; see `{self.prog} --help`')
+
+def _whole(s):
+    try: return int(s)
+    except ValueError: raise argparse.ArgumentTypeError(f"'{s}' came; a whole number is accepted") from None
+
+def _number(s):
+    try: return float(s)
+    except ValueError: raise argparse.ArgumentTypeError(f"'{s}' came; a number is accepted") from None
+
 def _sub(subs, name, help, run):
     "A sub-command that explains itself"
-    p = subs.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = subs.add_parser(name, help=help, description=help)
     p.set_defaults(run=run)
     p.add_argument('--debug', action='store_true', help='show the traceback of an error')
     return p
 
+def _add(p, *rows):
+    "Options from rows (name, type, default, help); where the default is None the help says what then happens"
+    for name, kind, default, text in rows:
+        short = ['-o'] if name=='out' else []
+        p.add_argument(*short, f'--{name}', type=kind, default=default, metavar={_whole:'N', _number:'X'}.get(kind, 'PATH' if short else 'NAME'),
+                       help=text if default is None else f'{text} (default: {default})')
+
+# %% ../nbs/51_cli.ipynb #51c00001
 def _parser():
     "The whole command line"
-    ap = argparse.ArgumentParser('infoutil', description='Shrink an image data set to a few images per class that still train a good network.')
+    ap = _Parser('infoutil', description='Shrink an image data set to a few images per class that still train a good network.')
     from infoutil import __version__
     ap.add_argument('--version', action='version', version=f'infoutil {__version__}')
     subs = ap.add_subparsers(title='commands', required=True, metavar='COMMAND')
     _add_demo(subs); _add_teacher(subs); _add_distill(subs); _add_evaluate(subs); _add_show(subs)
     return ap
 
+def _add_force(p): p.add_argument('--force', action='store_true', help='replace an older result of infoutil at that place, never other files')
+
 def _add_demo(subs):
     p = _sub(subs, 'demo', 'Distil the embedded handwritten digits, train students, and print a table.', run_demo)
-    p.add_argument('-o', '--out', default='demo', help='directory to make')
-    p.add_argument('--force', action='store_true', help='replace the directory if it is in use')
+    _add(p, ('out', str, 'demo', 'directory to make'))
+    _add_force(p)
 
-def _add_data(p, what='folder of images (train/CLASS/* with val/ or test/ beside it, or CLASS/*), or a name such as digits or cifar10'):
-    p.add_argument('data', metavar='DATA', help=what)
-    p.add_argument('--valid-frac', type=float, help='hold out this part of the training images of every class; never a candidate, never trained on (default: 0.2 where DATA has no val/ or test/, else nothing; distill: what the teacher was trained with)')
+def _add_data(p, without):
+    p.add_argument('data', metavar='DATA', help='folder of images (train/CLASS/* with val/ or test/ beside it, or CLASS/*), or a name such as digits or cifar10')
+    _add(p, ('valid-frac', _number, None, 'hold out this part of the training images of every class, between 0 and 1: never a candidate, never trained on; '+without))
+
+# %% ../nbs/51_cli.ipynb #51c00002
+def _add_distill(subs):
+    p = _sub(subs, 'distill', 'Distil a data set into a few images per class with soft labels.', run_distill)
+    _add_data(p, 'without it what the teacher was trained with')
+    p.add_argument('--teacher', required=True, metavar='DIR', help='directory written by `infoutil teacher`')
+    p.add_argument('-o', '--out', required=True, metavar='PATH', help='directory to make')
+    # None leaves a setting to its preset, and shows which options were given
+    _add(p, ('preset', str, 'default', 'default, or paper for the literal reading of the paper'), ('method', str, 'infoutil', 'infoutil, rded or random'), ('ipc', _whole, 10, 'images per class, 1 or more'),
+            ('factor', _whole, None, 'tiles along one side of an image, 1 or more; without it 1 up to 64 px and for random, else 2'),
+            ('candidates', _whole, 300, 'images of each class to look at, 1 or more'), ('seed', _whole, 0, 'another seed, other candidates and other noise'),
+            ('label-teacher', str, 'auto', 'early, converged, or auto: early up to 10 images per class'),
+            ('budget', _whole, None, 'model calls an image for its Shapley values, 32 or more for a 4 x 4 grid; without it 64'),
+            ('estimator', str, None, 'of the Shapley values: prior, kernel or permutation; without it prior'),
+            ('alpha', _number, None, 'noise on the pooled map in its own standard deviations, 0 or more; without it 2; of no use where a window is the whole image'),
+            ('crops', _whole, None, 'windows an image, 1 or more; without it 5, and 1 where a window is the whole image'),
+            ('min-area', _number, None, "smallest window as a part of the image's area, above 0; without it 1/factor^2, what a tile has room for, and 0.25 for paper"),
+            ('max-area', _number, None, "largest window as a part of the image's area, --min-area to 1; without it as --min-area"),
+            ('score', str, None, 'what windows are ranked by: grad_norm, loss or el2n; without it grad_norm'),
+            ('end', str, None, 'highest, lowest or middle of the ranking; without it lowest, and highest for paper'),
+            ('precision', str, None, 'float32, bfloat16, or auto: bfloat16 where the hardware has it; without it auto'))
+    p.add_argument('--no-teacher', action='store_true', help='leave the label teacher out of the result; stored and hard labels still work')
+    _add_force(p)
 
 # %% ../nbs/51_cli.ipynb #937db9e0
 def _add_teacher(subs):
     p = _sub(subs, 'teacher', 'Train a teacher and keep its early and its converged state.', run_teacher)
-    _add_data(p)
-    p.add_argument('-o', '--out', required=True, help='directory to make')
-    p.add_argument('--arch', help='network, such as convnet3 or resnet18 (default: the ConvNet that fits the size)')
-    p.add_argument('--size', type=int, help='side of the images in pixels (default: read off the data)')
-    p.add_argument('--epochs', type=int, default=30, help='length of the training')
-    p.add_argument('--early-epoch', type=int, default=10, help='epoch after which the early state is kept')
-    p.add_argument('--lr', type=float, help='(peak) learning rate (default: by schedule)')
-    p.add_argument('--schedule', default='one_cycle', help='one_cycle, or paper for a constant rate')
-    p.add_argument('--bs', type=int, default=128, help='images a batch')
-    p.add_argument('--precision', default='auto', help='auto, float32 or bfloat16')
-    p.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation')
-    p.add_argument('--force', action='store_true', help='replace the directory if it is in use')
-
-def _add_distill(subs):
-    p = _sub(subs, 'distill', 'Distil a data set into a few images per class with soft labels.', run_distill)
-    _add_data(p)
-    p.add_argument('--teacher', required=True, help='directory written by `infoutil teacher`')
-    p.add_argument('-o', '--out', required=True, help='directory to make')
-    p.add_argument('--preset', default='default', help='default, or paper for the literal reading of the paper')
-    for name, kind, default, text in (
-        ('method', str, 'infoutil', 'infoutil, rded or random'), ('ipc', int, 10, 'images per class'), ('factor', int, None, 'tiles along one side (default: 1 up to 64 px, 2 above)'),
-        ('budget', int, 64, 'model calls an image for its Shapley values'), ('candidates', int, 300, 'images of each class to look at'), ('seed', int, 0, 'of candidates and noise'),
-        ('label-teacher', str, 'auto', 'early, converged, or auto: early up to IPC 10'), ('score', str, None, 'grad_norm, loss or el2n'), ('end', str, None, 'highest, lowest or middle of the ranking'),
-        ('min-area', float, None, 'smallest window as a part of the image'), ('max-area', float, None, 'largest window'), ('crops', int, 5, 'windows an image'),
-        ('alpha', float, 2., 'noise on the map'), ('estimator', str, 'prior', 'prior, kernel or permutation'), ('precision', str, 'auto', 'auto, float32 or bfloat16')):
-        p.add_argument('--'+name, type=kind, default=default, help=text+(' (default: by preset)' if default is None and name!='factor' else ''))
-    p.add_argument('--no-teacher', action='store_true', help='leave the label teacher out; stored and hard labels still work')
-    p.add_argument('--force', action='store_true', help='replace the directory if it is in use')
+    _add_data(p, 'without it a fifth where DATA has no val/ or test/, else nothing')
+    p.add_argument('-o', '--out', required=True, metavar='PATH', help='directory to make')
+    _add(p, ('arch', str, None, 'network, such as convnet3 or resnet18; without it the ConvNet that fits the size'),
+            ('size', _whole, None, 'side of the images in pixels, 8 or more; without it read off the data'),
+            ('epochs', _whole, 30, 'passes over the training images, 1 or more'),
+            ('early-epoch', _whole, None, 'epoch after which the early state is kept, 1 to --epochs; without it 10, or the last of a shorter run'),
+            ('lr', _number, None, '(peak) learning rate, above 0; without it 0.005 for one_cycle, and for paper 0.001 up to 32 px and 0.01 above'),
+            ('schedule', str, 'one_cycle', 'one_cycle, or paper for a constant rate'), ('bs', _whole, 128, 'images a batch, 1 or more'),
+            ('precision', str, 'auto', 'float32, bfloat16, or auto: bfloat16 where the hardware has it'), ('seed', _whole, 0, 'another seed, other weights, order and augmentation'))
+    _add_force(p)
 
 def _add_evaluate(subs):
     p = _sub(subs, 'evaluate', 'Train students on a distilled set and measure them on real images.', run_evaluate)
     p.add_argument('set', metavar='DIR', help='directory written by `infoutil distill`')
-    p.add_argument('--test', required=True, help='folder CLASS/* of real images, or the root or name of the data set')
-    p.add_argument('--valid-frac', type=float, help='measure on the part of the training images that this fraction holds out (default: only where DATA has no test part)')
-    p.add_argument('--arch', help='student network (default: the one that judged the set)')
-    p.add_argument('--labels', default='online', help='online, stored or hard')
-    p.add_argument('--protocol', default='rded', help='rded, paper (adds AutoAugment) or hard')
-    p.add_argument('--epochs', type=int, help="(default: the protocol's 300)")
-    p.add_argument('--repeats', type=int, default=3, help='students')
-    p.add_argument('--seed', type=int, default=0, help='of the first student')
-    p.add_argument('--precision', default='auto', help='auto, float32 or bfloat16')
-    p.add_argument('-o', '--out', help='JSON file for the result')
+    p.add_argument('--test', required=True, metavar='DATA', help='real images: a plain folder CLASS/* is taken whole, unless it is the one that was distilled, of which the held-out part is taken; of a folder with train/ or a named set, the test part')
+    _add(p, ('valid-frac', _number, None, 'measure on the part of the training images that this fraction holds out, between 0 and 1; without it as --test says'),
+            ('arch', str, None, 'student network, such as convnet3 or resnet18; without it the one that judged the set'),
+            ('labels', str, None, "online (the set's teacher labels every view), stored or hard; without it online, and hard under the protocol hard"),
+            ('protocol', str, 'rded', 'rded, paper (adds AutoAugment) or hard (cross-entropy on hard labels)'),
+            ('epochs', _whole, None, "passes over the distilled set, 1 or more; without it the protocol's 300"),
+            ('repeats', _whole, 3, 'students to train, each from its own seed, 1 or more'), ('seed', _whole, 0, 'seed of the first student; the next has the next seed'),
+            ('precision', str, 'auto', 'float32, bfloat16, or auto: bfloat16 where the hardware has it'), ('out', str, None, 'JSON file for the result; without it the result is only printed'))
 
 def _add_show(subs):
     p = _sub(subs, 'show', 'Draw the images of a distilled set.', run_show)
     p.add_argument('set', metavar='DIR', help='directory written by `infoutil distill`')
-    p.add_argument('-o', '--out', default='grid.png', help='picture to write')
-    p.add_argument('--max-classes', type=int, default=10, help='rows')
-    p.add_argument('--max-ipc', type=int, default=10, help='columns')
+    _add(p, ('out', str, 'grid.png', 'picture to write, its format by its suffix'), ('max-classes', _whole, 10, 'rows at most, 1 or more'), ('max-ipc', _whole, 10, 'columns at most, 1 or more'))
 
 # %% ../nbs/51_cli.ipynb #f81d08af
-def run_teacher(a):
+def run_teacher(
+    a,        # Parsed arguments of `infoutil teacher`
+)->None:      # Nothing; the directory is written
     "infoutil teacher"
+    from infoutil.core import check_apart
     from infoutil.teacher import train_teacher
+    check_apart(a.out, a.data)
     t = train_teacher(a.data, a.out, a.arch, a.size, a.epochs, a.early_epoch, a.lr, a.schedule, seed=a.seed, valid_frac=a.valid_frac, force=a.force, bs=a.bs, precision=a.precision)
     print(f'{t}\nwritten to {a.out}: early and converged')
 
-def run_distill(a):
+# what only some methods read; the others refuse it, since an option that does nothing misleads
+_UNUSED = {'rded': ('budget', 'estimator', 'alpha', 'min_area', 'max_area', 'score', 'end')}
+_UNUSED['random'] = (*_UNUSED['rded'], 'crops', 'precision')
+
+def _check_used(a):
+    "Refuse options that the method would ignore"
+    from infoutil.core import InfoUtilError
+    odd = [f"--{k.replace('_', '-')}" for k in _UNUSED.get(a.method, ()) if getattr(a, k) is not None]
+    if a.method in _UNUSED and a.preset=='paper': odd.append('--preset paper')
+    if odd: raise InfoUtilError(f"{', '.join(odd)} came with method '{a.method}', which does not use {'them' if len(odd)>1 else 'it'}; method infoutil does; leave {', '.join(odd)} out or change --method")
+
+# %% ../nbs/51_cli.ipynb #51c00003
+def run_distill(
+    a,        # Parsed arguments of `infoutil distill`
+)->None:      # Nothing; the directory is written
     "infoutil distill"
+    from infoutil.core import check_apart, check_new
     from infoutil.pipeline import DistillConfig, make_config, distill
-    from infoutil.teacher import load_teacher, _read_meta
-    check_new(a.out, a.force)
+    from infoutil.teacher import load_teacher, check_early
+    check_apart(a.out, a.data, a.teacher); check_new(a.out, a.force); _check_used(a)
     names = [f.name for f in fields(DistillConfig)]
     cfg = make_config(a.preset, **{k:getattr(a, k) for k in names if getattr(a, k, None) is not None})
-    teacher = load_teacher(a.teacher)
-    early = load_teacher(a.teacher, 'early') if (Path(a.teacher)/'early.json').exists() else None
+    teacher, early = load_teacher(a.teacher), None
+    if (Path(a.teacher)/'early.json').exists(): early = load_teacher(a.teacher, 'early'); check_early(teacher, early)
     ds = distill(a.data, teacher, early, cfg, valid_frac=a.valid_frac)
     ds.save(a.out, force=a.force, keep_teacher=not a.no_teacher)
     print(f"{ds}\n{ds.nbytes/1e6:.2f} MB of images and labels, written to {a.out}")
 
-def run_evaluate(a):
+def run_evaluate(
+    a,        # Parsed arguments of `infoutil evaluate`
+)->None:      # Nothing; the result is printed, and written where asked
     "infoutil evaluate"
+    from infoutil.core import check_apart, check_file, default_device, write_json
     from infoutil.evaluate import evaluate
     from infoutil.store import DistilledSet
-    if a.out and not Path(a.out).resolve().parent.is_dir(): raise OutputError(f"no folder {Path(a.out).parent} for the result; an existing one is accepted; make it first")
-    ds = DistilledSet.load(a.set, device=default_device(), with_teacher=a.labels=='online')
+    from infoutil.student import PROTOCOLS
+    if a.out: check_file(a.out); check_apart(a.out, a.set)
+    labels = a.labels or (PROTOCOLS[a.protocol].labels if a.protocol in PROTOCOLS else None) or 'online'
+    ds = DistilledSet.load(a.set, device=default_device(), with_teacher=labels=='online')
     res = evaluate(ds, a.test, a.arch, a.labels, a.protocol, a.epochs, a.repeats, a.seed, valid_frac=a.valid_frac, precision=a.precision)
     print(f"{res.config['arch']}, {ds.ipc} images per class, {res.config['labels']} labels: {res}")
     if a.out: write_json(a.out, res.to_dict())
 
-def run_show(a):
+def run_show(
+    a,        # Parsed arguments of `infoutil show`
+)->None:      # Nothing; the picture is written
     "infoutil show"
+    from infoutil.core import check_apart, check_file
     from infoutil.store import DistilledSet
-    if not Path(a.out).resolve().parent.is_dir(): raise OutputError(f"no folder {Path(a.out).parent} for the picture; an existing one is accepted; make it first")
+    check_file(a.out, 'picture'); check_apart(a.out, a.set)
     DistilledSet.load(a.set, with_teacher=False).show(a.max_classes, a.max_ipc, path=a.out)
     print(f'written to {a.out}')
 
 # %% ../nbs/51_cli.ipynb #1244702d
-def run_demo(a, ipc=1, epochs=100, repeats=3):
+def run_demo(
+    a,            # Parsed arguments of `infoutil demo`
+    ipc=1,        # Images per class, 1 or more
+    epochs=100,   # Passes of every student over its set, 1 or more
+    repeats=3,    # Students a method, 1 or more
+)->None:          # Nothing; the directory is written and its table printed
     "infoutil demo"
+    from infoutil.core import new_dir, write_json
     from infoutil.data import fetch_data, load_data
     from infoutil.evaluate import evaluate
     from infoutil.pipeline import DISTILL_METHODS, distill
@@ -171,20 +229,48 @@ def _bars():
     try: yield
     finally: fastprogress.NO_BAR = old
 
-def main(
-    argv=None,   # Arguments; None: those of the process
-)->int:          # Exit status: 0, or 1 after a user's mistake
-    "The `infoutil` command"
-    a = _parser().parse_args(argv)
+@contextmanager
+def _quiet():
+    "fastai calls torch.jit.script as it is imported, and newer versions of torch say to every user that one should not"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', r'`torch\.jit\.script` is deprecated', FutureWarning)
+        yield
+
+@contextmanager
+def _stoppable():
+    "Let SIGTERM unwind like Ctrl-C, so that temporary files go; only the main thread may set this"
+    def stop(*_): raise KeyboardInterrupt
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    old = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
+
+# %% ../nbs/51_cli.ipynb #51c00004
+def _say(text): print(f'infoutil: {text}', file=sys.stderr)
+
+def _run(a):
+    "Run a command; the exit status"
+    from infoutil.core import InfoUtilError
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')   # paths need not be UTF-8
     try:
         with _bars(): a.run(a)
     except InfoUtilError as e:
         if a.debug: raise
-        print(f'infoutil: {e}', file=sys.stderr)
+        _say(e)
+        return 1
+    return 0
+
+def main(
+    argv=None,   # Arguments, a list of texts; None: those of the process
+)->int:          # Exit status: 0, 1 after a user's mistake, or 130 after Ctrl-C or SIGTERM
+    "The `infoutil` command"
+    try:
+        with _stoppable(), _quiet(): return _run(_parser().parse_args(argv))
+    except _Usage as e:
+        _say(e)
         return 1
     except KeyboardInterrupt:
-        print('infoutil: stopped; nothing half-written is left', file=sys.stderr)
+        _say('stopped; nothing half-written is left')
         return 130
-    return 0
 
 if __name__=='__main__' and '__file__' in globals(): sys.exit(main())   # not inside a notebook

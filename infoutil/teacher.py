@@ -274,18 +274,25 @@ def train_teacher(
     data = load_data(data, valid_frac)
     with seeded(seed, 'teacher loaders'): learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
     for dl in learn.dls: dl.dataset.check()      # a broken image should stop the run now, not after an hour
-    def state(n): return replace(teacher_of(learn, n), held_out=data.held_out)
+    def state(n):
+        _check_converged(learn)
+        return replace(teacher_of(learn, n), held_out=data.held_out)
     def keep(learn, n):
         if path is not None: save_teacher(state(n), tmp, 'early')
         learn.model.train()
     def fit():
         with seeded(seed, 'teacher run'): _fit(learn, epochs, lr, schedule, wd, SaveEarly(early_epoch, keep), show_progress)
-        _check_finite(learn.model.state_dict(), 'the teacher')
         return state(epochs)
     if path is None: return fit()
     with new_dir(path, force) as tmp: return save_teacher(fit(), tmp, 'converged')
 
 # %% ../nbs/03_teacher.ipynb #03e00007
+def _check_converged(learn):
+    "Refuse a run whose weights, or losses of the last epoch, are not finite"
+    _check_finite(learn.model.state_dict(), 'the teacher')
+    bad = [n for n,v in zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]) if not math.isfinite(v)]
+    if bad: raise TeacherError(f"the training diverged (its {bad[0]} is no finite number); a run that learns is accepted; train again with a lower rate (--lr)")
+
 def _fit(learn, epochs, lr, schedule, wd, early, show_progress):
     "Fit by one of the two schedules"
     if not show_progress and hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
