@@ -163,7 +163,7 @@ def run_evaluate(
     from infoutil.evaluate import evaluate
     from infoutil.store import DistilledSet
     from infoutil.student import PROTOCOLS
-    if a.out: check_file(a.out); check_apart(a.out, a.set)
+    if a.out: check_apart(a.out, a.set); check_file(a.out)
     labels = a.labels or (PROTOCOLS[a.protocol].labels if a.protocol in PROTOCOLS else None) or 'online'
     ds = DistilledSet.load(a.set, device=default_device(), with_teacher=labels=='online')
     res = evaluate(ds, a.test, a.arch, a.labels, a.protocol, a.epochs, a.repeats, a.seed, valid_frac=a.valid_frac, precision=a.precision)
@@ -176,7 +176,7 @@ def run_show(
     "infoutil show"
     from infoutil.core import check_apart, check_file
     from infoutil.store import DistilledSet
-    check_file(a.out, 'picture'); check_apart(a.out, a.set)
+    check_apart(a.out, a.set); check_file(a.out, 'picture')
     DistilledSet.load(a.set, with_teacher=False).show(a.max_classes, a.max_ipc, path=a.out)
     print(f'written to {a.out}')
 

@@ -6,7 +6,7 @@ from PIL import Image
 from fastai.learner import Learner
 import infoutil.data, infoutil.pipeline, infoutil.teacher
 from infoutil.cli import main, _parser
-from infoutil.core import rng, seeded
+from infoutil.core import rng
 from infoutil.data import load_data
 from infoutil.models import get_model
 from infoutil.store import DistilledSet
@@ -150,7 +150,9 @@ def break_teacher(world, tmp_path, how):
     if how=='empty': t.mkdir()
     if how=='other order': save_teacher(Teacher(**{**kw, 'classes':CLASSES[::-1]}), t)
     if how=='untrained':
-        with seeded(0, 'untrained'): save_teacher(Teacher(**{**kw, 'model':get_model('convnet3', 3, 32).eval()}), t)   # some random networks do tell three colours apart
+        blind = get_model('convnet3', 3, 32).eval()
+        for p in blind[-1].parameters(): p.data.zero_()      # random weights would do by luck: many do tell three colours apart
+        save_teacher(Teacher(**{**kw, 'model':blind}), t)
     if how in ('early of another size', 'early of other colours'):
         save_teacher(good, t)
         save_teacher(Teacher(**{**kw, **(dict(model=get_model('convnet3', 3, 64).eval(), size=64) if 'size' in how else dict(mean=(.1, .1, .1)))}), t, 'early')
