@@ -7,7 +7,7 @@ __all__ = ['load_test', 'real_dl', 'Result', 'evaluate']
 
 # %% ../nbs/31_evaluate.ipynb #7f97a8e4
 from .core import *
-from .data import ImageData, ImageItems, Split, check_images, load_data, _list_split
+from .data import ImageData, ImageItems, Split, check_images, load_data, _list_split, _train_part
 from .store import DistilledSet
 from .student import student_learner, _recipe, _student_arch
 import statistics, time
@@ -27,7 +27,7 @@ def load_test(
 )->Split:                  # Files and class indices of the test part
     "Real images to measure students on"
     root = Path(source) if not isinstance(source, ImageData) else None
-    if root is not None and root.is_dir() and not (root/'train').is_dir() and valid_frac is None: names, split = _list_split(root, root)
+    if root is not None and root.is_dir() and not _train_part(root) and valid_frac is None: names, split = _list_split(root, root)
     else:
         data = load_data(source, valid_frac)
         names, split = data.classes, data.test if valid_frac is None else data.valid
@@ -45,7 +45,7 @@ def _test_fraction(ds, test, valid_frac):
         raise InfoUtilError(f"a held-out fraction of {valid_frac} came and {held} of the training images were held out from the teacher and from the set; "
                             f"{held} is accepted, since the others have been trained on; leave valid_frac (--valid-frac) out")
     if valid_frac is not None or root is None or not root.is_dir(): return valid_frac
-    if (root/'train').is_dir(): return None if any((root/k).is_dir() for k in ('test', 'val', 'valid', 'validation')) else held
+    if _train_part(root): return None if any((root/k).is_dir() for k in ('test', 'val', 'valid', 'validation')) else held
     if root.resolve().name!=ds.meta.get('data') or not ds.provenance or not all((root/p['source']).is_file() for p in ds.provenance): return None
     if held is not None: return held
     raise InfoUtilError(f"{root} holds the images that the set was distilled from; images that neither the set nor its teacher has seen are accepted; name a folder of test images")

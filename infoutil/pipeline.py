@@ -9,7 +9,7 @@ __all__ = ['DISTILL_METHODS', 'LABEL_TEACHERS', 'PRESETS', 'DistillConfig', 'mak
 # %% ../nbs/50_pipeline.ipynb #e9ed3392
 from .core import *
 from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, load_data, stream_candidates
-from .teacher import Teacher, load_teacher, check_teacher, check_classes
+from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early
 from .attribution import METHODS as ESTIMATORS, OUTPUTS, shapley_values
 from .crop import pool_map, noisy_maps, draw_fractions, windows
 from .score import SCORES
@@ -181,7 +181,7 @@ def _check_supply(data, cfg, n):
     per = 1 if cfg.method!='infoutil' else cfg.per_image or cfg.crops
     most = least*min(per, cfg.crops if cfg.method=='infoutil' else 1)
     if most<n:
-        raise BudgetError(f"class '{data.classes[c]}' offers {most} crops of {least} candidate images and {n} are needed ({cfg.ipc} images of {cfg.factor**2} tiles); "
+        raise BudgetError(f"class '{data.classes[c]}' offers {most} crops of {least} candidate images and {n} are needed ({cfg.ipc} images of {cfg.factor**2} tiles); {most} or fewer are accepted; "
                           "add images, raise candidates (--candidates), or lower ipc (--ipc) or factor (--factor)")
 
 # %% ../nbs/50_pipeline.ipynb #42d5f848
@@ -242,11 +242,7 @@ def _label_teacher(cfg, teacher, early):
     if early is None:
         if cfg.label_teacher=='auto': return teacher, 'converged'
         raise TeacherError("labels of the early teacher were asked for and none came; pass early=load_teacher(path, 'early'), or label_teacher='converged'")
-    check_classes(teacher.classes, early.classes)
-    facts = [(t.size, *(round(float(v), 4) for v in (*t.mean, *t.std))) for t in (teacher, early)]
-    if facts[0]!=facts[1]:
-        raise TeacherError(f"the early teacher takes {early.size} px with mean {early.mean} and deviation {early.std}, the converged one {teacher.size} px with {teacher.mean} and {teacher.std}; "
-                           "the same are accepted; pass two checkpoints of one training")
+    check_early(teacher, early)
     return early, which
 
 def _assemble(data, images, y, logits, labeller, which, cfg, origin, seconds, judge):
