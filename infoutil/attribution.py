@@ -271,6 +271,7 @@ def _draw_pairs(d, pairs, *keys):
         seen.add(key); rows.append(m)
     return torch.stack(rows)
 
+# %% ../nbs/10_attribution.ipynb #fe365f2a
 @lru_cache(maxsize=64)
 def _kernel_plan(grid, budget, seed):
     "Masks and projection of paired KernelSHAP with the exact constraint"
@@ -292,6 +293,7 @@ def _kernel_plan(grid, budget, seed):
     on_v1 = A@one/(one@A@one)
     return torch.cat([full[None], ~full[None], masks]), torch.cat([on_v1[:, None], on_v0[:, None], on_v], 1)
 
+# %% ../nbs/10_attribution.ipynb #67d6fb9f
 @lru_cache(maxsize=64)
 def _permutation_plan(grid, budget, seed):
     "Masks and projection of antithetic permutation sampling: each order forwards and backwards shares the two ends"

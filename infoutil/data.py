@@ -341,6 +341,7 @@ class Candidates:
     def __len__(self): return len(self.files)
     def __repr__(self): return f"Candidates('{self.name}', {len(self)} images of {self.images.shape[-1]} px)"
 
+# %% ../nbs/01_data.ipynb #eb4b2837
 def draw_candidates(
     data:ImageData,   # A data set
     label:int,        # Class index, from 0
@@ -364,6 +365,7 @@ def candidates(
     seeds = tuple(seed_from(seed, 'image', Path(f).as_posix()) for f in fs)
     return Candidates(label, data.classes[label], fs, read_images([data.root/f for f in fs], size, workers), seeds)
 
+# %% ../nbs/01_data.ipynb #804231fe
 def stream_candidates(
     data:ImageData,   # A data set
     size:int,         # Side in pixels to read them at
