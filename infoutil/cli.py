@@ -78,7 +78,7 @@ def _add_distill(subs):
             ('alpha', _number, None, 'noise on the pooled map in its own standard deviations, 0 or more; without it 2; of no use where a window is the whole image'),
             ('crops', _whole, None, 'windows an image, 1 or more; without it 5, and 1 where a window is the whole image'),
             ('min-area', _number, None, "smallest window as a part of the image's area, above 0; without it 1/factor^2, what a tile has room for, and 0.25 for paper"),
-            ('max-area', _number, None, "largest window as a part of the image's area, --min-area to 1; without it as --min-area"),
+            ('max-area', _number, None, "largest window as a part of the image's area, --min-area to 1; without it 1/factor^2, or --min-area where that is larger"),
             ('score', str, None, 'what windows are ranked by: grad_norm, loss or el2n; without it grad_norm'),
             ('end', str, None, 'highest, lowest or middle of the ranking; without it lowest, and highest for paper'),
             ('precision', str, None, 'float32, bfloat16, or auto: bfloat16 where the hardware has it; without it auto'))
