@@ -228,7 +228,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'infoutil.pipeline._learner_split': ('pipeline.html#_learner_split', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._settle': ('pipeline.html#_settle', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._warn_resize': ('pipeline.html#_warn_resize', 'infoutil/pipeline.py'),
-                                   'infoutil.pipeline._whole': ('pipeline.html#_whole', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline.check_config': ('pipeline.html#check_config', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline.choose_crops': ('pipeline.html#choose_crops', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline.class_maps': ('pipeline.html#class_maps', 'infoutil/pipeline.py'),

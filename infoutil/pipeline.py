@@ -104,9 +104,7 @@ def _settle(cfg, size):
     factor = cfg.factor or (1 if size<=64 or cfg.method=='random' else 2)
     lo = cfg.min_area or min(1/factor**2, cfg.max_area or 1.)
     cfg = replace(cfg, factor=factor, min_area=lo, max_area=cfg.max_area or max(1/factor**2, lo))
-    return replace(cfg, crops=1) if _whole(cfg) else cfg      # all windows of the whole image are the same
-
-def _whole(cfg): return cfg.method=='infoutil' and cfg.min_area==1
+    return replace(cfg, crops=1) if cfg.method=='infoutil' and cfg.min_area==1 else cfg      # all windows of the whole image are the same
 
 # %% ../nbs/50_pipeline.ipynb #d87fa355
 def class_maps(
@@ -142,8 +140,8 @@ def infoutil_crops(
     chunk:int=60,         # Images at once; bounds the memory, does not change the result
 )->Crops:                 # `n` crops, best first
     "Algorithm 1 of the paper for one class: attribute, pool and perturb, cut, score, select"
-    judge, parts, cfg = judge or teacher, [], _settle(cfg, teacher.size)
-    if maps is None and not _whole(cfg): maps = class_maps(cands, teacher, cfg)
+    judge, parts, cfg = judge or teacher, [], _settle(replace(cfg, method='infoutil'), teacher.size)    # a method of one's own may build on this one
+    if maps is None and cfg.min_area<1: maps = class_maps(cands, teacher, cfg)
     for at in torch.arange(len(cands)).split(chunk):
         phi = None if maps is None else maps[at]
         boxes = _boxes(phi, [cands.seeds[i] for i in at], teacher.size, cfg).flatten(0, 1)
@@ -202,8 +200,8 @@ def distill(
     cfg = check_config(cfg) if cfg else make_config(**kwargs)
     data = load_data(data, _fraction(data, valid_frac, teacher))
     check_classes(teacher.classes, data.classes)
-    cfg = _settle(cfg, teacher.size)
     if choose is not None: cfg = replace(cfg, method=getattr(choose, '__name__', 'custom'))
+    cfg = _settle(cfg, teacher.size)
     labeller, which = _label_teacher(cfg, teacher, early)
     n = cfg.ipc*cfg.factor**2
     if choose is None: _check_supply(data, cfg, n)

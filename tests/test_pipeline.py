@@ -8,7 +8,7 @@ from torchvision.datasets import ImageFolder
 from infoutil.attribution import exact_shapley, shapley_values
 from infoutil.cli import main
 from infoutil.core import InfoUtilError
-from infoutil.baselines import random_crops
+from infoutil.baselines import random_crops, rded_crops
 from infoutil.data import fetch_data, load_data, stream_candidates
 from infoutil.pipeline import DistillConfig, class_maps, distill, infoutil_crops, make_config
 from infoutil.store import DistilledSet
@@ -111,3 +111,13 @@ def test_a_method_of_ones_own_is_held_to_its_promise(world):
     with pytest.raises(InfoUtilError, match='2 crops of class 0; 1 crops'): distill(world['data'], world['teacher'], world['early'], choose=short, **small)
     def stranger(cands, n, teacher, cfg): return replace(random_crops(cands, n), source=('elsewhere.png',))
     with pytest.raises(InfoUtilError, match='boxes inside its candidates'): distill(world['data'], world['teacher'], world['early'], choose=stranger, **small)
+
+def test_a_method_of_ones_own_gets_the_settings_and_may_build_on_ours(world):
+    seen = []
+    def ours(cands, n, teacher, cfg):
+        seen.append(cfg.crops)
+        return infoutil_crops(cands, n, teacher, cfg)
+    def theirs(cands, n, teacher, cfg): return rded_crops(cands, n, teacher, cfg.factor, cfg.crops, cfg.precision)
+    run = lambda **kw: distill(world['data'], world['teacher'], world['early'], **{**small, **kw})
+    assert torch.equal(run(choose=ours).images, run().images) and set(seen)=={5}
+    assert torch.equal(run(choose=theirs).images, run(method='rded').images)
