@@ -23,6 +23,10 @@ def _whole(s):
     try: return int(s)
     except ValueError: raise argparse.ArgumentTypeError(f"'{s}' came; a whole number is accepted") from None
 
+def _wholes(s):
+    "Whole numbers between commas"
+    return tuple(_whole(v.strip()) for v in s.split(','))
+
 def _number(s):
     try: return float(s)
     except ValueError: raise argparse.ArgumentTypeError(f"'{s}' came; a number is accepted") from None
@@ -38,8 +42,8 @@ def _add(p, *rows):
     "Options from rows (name, type, default, help); where the default is None the help says what then happens"
     for name, kind, default, text in rows:
         short = ['-o'] if name=='out' else []
-        p.add_argument(*short, f'--{name}', type=kind, default=default, metavar={_whole:'N', _number:'X'}.get(kind, 'PATH' if short else 'NAME'),
-                       help=text if default is None else f'{text} (default: {default})')
+        p.add_argument(*short, f'--{name}', type=kind, default=default, metavar={_whole:'N', _wholes:'N,N', _number:'X'}.get(kind, 'PATH' if short else 'NAME'),
+                       help=text if default in (None, ()) else f'{text} (default: {default})')
 
 # %% ../nbs/51_cli.ipynb #51c00001
 def _parser():
@@ -94,6 +98,7 @@ def _add_teacher(subs):
             ('size', _whole, None, 'side of the images in pixels, 8 or more; without it read off the data'),
             ('epochs', _whole, 30, 'passes over the training images, 1 or more'),
             ('early-epoch', _whole, None, 'epoch after which the early state is kept, 1 to --epochs; without it 10, or the last of a shorter run'),
+            ('checkpoints', _wholes, (), 'more epochs after which to keep the state, such as 1,5,20'),
             ('lr', _number, None, '(peak) learning rate, above 0; without it 0.005 for one_cycle, and for paper 0.001 up to 32 px and 0.01 above'),
             ('schedule', str, 'one_cycle', 'one_cycle, or paper for a constant rate'), ('bs', _whole, 128, 'images a batch, 1 or more'),
             ('precision', str, 'auto', 'float32, bfloat16, or auto: bfloat16 where the hardware has it'), ('seed', _whole, 0, 'another seed, other weights, order and augmentation'))
@@ -124,7 +129,7 @@ def run_teacher(
     from infoutil.core import check_apart
     from infoutil.teacher import train_teacher
     check_apart(a.out, a.data)
-    t = train_teacher(a.data, a.out, a.arch, a.size, a.epochs, a.early_epoch, a.lr, a.schedule, seed=a.seed, valid_frac=a.valid_frac, force=a.force, bs=a.bs, precision=a.precision)
+    t = train_teacher(a.data, a.out, a.arch, a.size, a.epochs, a.early_epoch, a.lr, a.schedule, seed=a.seed, valid_frac=a.valid_frac, checkpoints=a.checkpoints, force=a.force, bs=a.bs, precision=a.precision)
     print(f'{t}\nwritten to {a.out}: early and converged')
 
 # what only some methods read; the others refuse it, since an option that does nothing misleads

@@ -169,12 +169,13 @@ def write_json(
         finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #c0e00002
-# the files that mark a directory as ours, and everything that may lie beside them: a distilled set, the demo
+# the files that mark a directory as ours, and everything that may lie beside them: a distilled set, a comparison, the demo
 _OURS = (({'infoutil.json', 'train'},              {'run.json', 'README.md', 'provenance.jsonl', 'labels', 'teacher'}),
+         ({'compare.json'},                        {'results.jsonl', 'sets', 'cache', 'report.ipynb', 'report.html'}),
          ({'table.md', 'digits', 'teacher'}, {f'{m}{end}' for m in ('infoutil', 'rded', 'random') for end in ('', '.json')}|{'infoutil.png'}))
 
 def _is_ours(names):
-    "Whether a directory of these names was written by infoutil: a set, the demo, or the states of a teacher"
+    "Whether a directory of these names was written by infoutil: a set, a comparison, the demo, or the states of a teacher"
     stems = {n.rpartition('.')[0] for n in names}
     teacher = 'converged' in stems and names=={f'{s}.{end}' for s in stems for end in ('json', 'safetensors')}
     return teacher or any(need<=names<=need|more for need,more in _OURS)
