@@ -4,14 +4,20 @@
 
 # %% auto #0
 __all__ = ['EARLY_UP_TO', 'label_epoch_for', 'patch_labels', 'soften', 'view_weights', 'OnlineLabels', 'StoredLabels',
-           'mix_patch_labels', 'HardLabels']
+           'mix_patch_labels', 'HardLabels', 'shrink_logits', 'fill_logits', 'pixels_digest', 'ViewLabels',
+           'view_labels', 'settings_differ', 'ReplayedLabels']
 
 # %% ../nbs/21_label.ipynb #39bd2e74
 from .core import *
-from .augment import Views
+from .augment import Views, ViewKey, apply_views
 from .synthesis import split_mosaics, tile_edges
+import hashlib, math
+from dataclasses import dataclass, asdict, fields
+from functools import partial
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
+from fastcore.basics import patch
+from fastprogress.fastprogress import progress_bar
 
 # %% ../nbs/21_label.ipynb #4dec8424
 EARLY_UP_TO = 10   # largest IPC whose labels come from the early teacher (the paper's settings)
@@ -159,3 +165,219 @@ class HardLabels:
         if views.partner is None: return one
         part = views.cutmix[2]*views.cutmix[3]/views.size**2
         return (1-part)*one+part*one[views.partner.to(x.device)]
+
+# %% ../nbs/21_label.ipynb #e6cf885f
+_FLOATS, _INDEX = {16: torch.float16, 32: torch.float32}, ((2**8, torch.uint8), (2**15, torch.int16), (2**31, torch.int32))
+
+def _index_type(n_classes): return next(t for most,t in _INDEX if n_classes<=most)
+
+def shrink_logits(
+    z:Tensor,              # Logits (n, classes), float32
+    k:int,                 # How many to keep, 1 to classes
+    temperature:float=1.,  # At which the mass of the others is kept, above 0
+)->tuple:                  # Logits (n, k); their classes (n, k), int64, and the logit of each other class (n,), both None where nothing is left out
+    "The `k` largest logits and one number for all others"
+    if k==z.shape[1]: return z, None, None
+    top, index = z.topk(k)
+    left = z.scatter(1, index, -math.inf)/temperature
+    return top, index, temperature*(left.logsumexp(1)-math.log(z.shape[1]-k))
+
+def fill_logits(
+    top:Tensor,          # Logits (n, k), any float type
+    index:Tensor,        # Their classes (n, k), or None: all classes in order
+    rest:Tensor,         # The logit of each other class (n,), or None
+    n_classes:int,       # Classes
+)->Tensor:               # Logits (n, classes), float32
+    "All logits again, the mass of the others spread evenly"
+    if index is None: return top.float()
+    return rest.float()[:, None].repeat(1, n_classes).scatter(1, index.long(), top.float())
+
+# %% ../nbs/21_label.ipynb #f89b1a99
+def pixels_digest(
+    images:Tensor,   # Raw pixels (n, 3, s, s), uint8
+)->str:              # Hexadecimal SHA-256 of shape and pixels
+    "By which labels know their images"
+    return hashlib.sha256(str(tuple(images.shape)).encode()+images.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ViewLabels:
+    "The label teacher's answer to every view of a training run"
+    key:ViewKey               # What the views are drawn from
+    logits:Tensor             # The k largest logits of every view, float16 or float32 (epochs, images, k)
+    n_classes:int             # Classes, k or more
+    temperature:float         # At which the mass of what was left out is right, above 0
+    images:str                # Digest of the labelled images, see `pixels_digest`
+    index:Tensor=None         # Classes of the logits, integers of the smallest type that fits, (epochs, images, k); None: all classes in order
+    rest:Tensor=None          # The logit of each class that was left out, of the logits' type (epochs, images); None: there is none
+    probe:dict=None           # What `ViewKey.probe` said when the views were labelled; None: they are labelled now
+
+    def __post_init__(self):
+        _check_view_labels(self)
+        if self.probe is None: object.__setattr__(self, 'probe', self.key.probe())
+        else: self.key.check_probe(self.probe)
+
+    top_k  = property(lambda self: self.logits.shape[2], doc="Logits a view")
+    nbytes = property(lambda self: sum(t.numel()*t.element_size() for t in (self.logits, self.index, self.rest) if t is not None), doc="Bytes of all tensors")
+    def __repr__(self):
+        e, n, k = self.logits.shape
+        return f'ViewLabels({e} epochs x {n} images, {k} of {self.n_classes} classes, {str(self.logits.dtype)[6:]}, {self.nbytes/1e6:.3g} MB)'
+
+# %% ../nbs/21_label.ipynb #05ef8d90
+def _is_whole(v, most=math.inf): return isinstance(v, int) and not isinstance(v, bool) and 1<=v<=most
+
+def _check_view_labels(v):
+    "Refuse labels that do not fit their own key"
+    for name,fine,want in (('key', isinstance(v.key, ViewKey), 'a ViewKey'), ('n_classes', _is_whole(v.n_classes, 2**31), 'a whole number from 1 up'), ('images', isinstance(v.images, str), 'a digest'),
+                           ('temperature', isinstance(v.temperature, float) and 0<v.temperature<math.inf, 'a number above 0')):
+        if not fine: raise InfoUtilError(f"view labels came with {name}={getattr(v, name)!r}; {want} is accepted; see view_labels")
+    for name,(shape, types) in _view_tensors(v).items(): _check_view_tensor(v, name, shape, types)
+    if v.index is not None and not 0<=int(v.index.min())<=int(v.index.max())<v.n_classes:
+        raise InfoUtilError(f"view labels name classes {int(v.index.min())} to {int(v.index.max())}; 0 to {v.n_classes-1} is accepted; make the labels again")
+
+def _view_tensors(v):
+    "What each tensor must be: its shape, or None where there must be none, and its types"
+    k = v.logits.shape[-1] if torch.is_tensor(v.logits) and v.logits.ndim==3 and 1<=v.logits.shape[-1]<=v.n_classes else f'1 to {v.n_classes}'
+    shape, part = (v.key.epochs, v.key.n, k), k!=v.n_classes
+    return dict(logits=(shape, tuple(_FLOATS.values())), index=(shape if part else None, (_index_type(v.n_classes),)), rest=(shape[:2] if part else None, (getattr(v.logits, 'dtype', None),)))
+
+def _check_view_tensor(v, name, shape, types):
+    "Refuse one tensor of other shape or type, or with numbers that are none"
+    t = getattr(v, name)
+    if (t is not None) if shape is None else not (torch.is_tensor(t) and tuple(t.shape)==shape and t.dtype in types):
+        came = f'{tuple(t.shape)} of {t.dtype}' if torch.is_tensor(t) else repr(t)[:40]
+        want = 'none' if shape is None else f'{shape} of {" or ".join(map(str, types))}'
+        raise InfoUtilError(f"view labels came with {name} {came}; {want} is accepted for {v.key.epochs} epochs of {v.key.n} images and {v.n_classes} classes; see view_labels")
+    if t is not None and t.is_floating_point() and not t.isfinite().all():
+        raise TeacherError(f"the {name} of view labels hold NaN or infinity; finite numbers are accepted; make the labels again")
+
+# %% ../nbs/21_label.ipynb #2c0b8d63
+def _check_top_k(k, n_classes, temperature):
+    "How many logits to keep"
+    soften(torch.zeros(1), temperature)                        # refuses what is no temperature
+    if k is not None and not _is_whole(k, n_classes): raise InfoUtilError(f"top_k={k!r} came; 1 to {n_classes}, the teacher's classes, is accepted; leave top_k out to keep all logits")
+    return n_classes if k is None else k
+
+def _answers(model, x, precision, dtype):
+    "The teacher's logits on rendered views, refused where `dtype` cannot hold them"
+    with torch.inference_mode(), autocast(x.device, precision): z = model(x).float().cpu()
+    if not (z.abs()<=torch.finfo(dtype).max).all():
+        raise TeacherError(f"the label teacher's logits on a view hold NaN, infinity or more than {torch.finfo(dtype).max:.0f}; finite logits that fit {dtype} are accepted; check its weights, or keep bits=32")
+    return z.clone()                                           # an ordinary tensor again
+
+def _pack(z, k, temperature, dtype):
+    "The k largest logits, their classes and the rest, each as small as it gets"
+    top, index, rest = shrink_logits(z, k, temperature)
+    return (top.to(dtype), None, None) if index is None else (top.to(dtype), index.to(_index_type(z.shape[1])), rest.to(dtype))
+
+def _label_epoch(answer, pack, key, epoch):
+    "The labels of one epoch, in the order of the set"
+    order = key.order(epoch)
+    parts = zip(*[pack(answer(ids, epoch, b)) for b,ids in enumerate(order)])
+    at = torch.cat(order).argsort()
+    return [None if p[0] is None else torch.cat(p)[at] for p in parts]
+
+# %% ../nbs/21_label.ipynb #e3e633a7
+def view_labels(
+    model:nn.Module,             # Label teacher in eval mode: normalized views -> logits (n, classes)
+    images:Tensor,               # Distilled images, raw pixels (n, 3, s, s), uint8
+    key:ViewKey,                 # The run to label
+    mean:tuple,                  # Channel means of 0-1 pixels, three numbers
+    std:tuple,                   # Channel deviations of 0-1 pixels, three numbers
+    temperature:float=20.,       # Of the student's loss, above 0; matters where logits are left out
+    top_k:int=None,              # Logits to keep of every view, 1 to classes; None: all
+    bits:int=16,                 # 16 or 32 a logit
+    precision:str='float32',     # See `core.autocast`; labels are made once, so exactness comes first
+    show_progress:bool=False,    # A bar over the epochs
+)->ViewLabels:                   # epochs x n x top_k logits, on the CPU
+    "The label teacher's answer to every view of the run that `key` describes"
+    check_eval(model); check_choice('bits', bits, _FLOATS)
+    if tuple(images.shape)!=(key.n, 3, key.size, key.size):
+        raise InfoUtilError(f"images of shape {tuple(images.shape)} came with the key of {key.n} images of {key.size} px; the same is accepted; make the key for these images")
+    pixels, dtype, epochs = images.to(device_of(model)), _FLOATS[bits], range(key.epochs)
+    def answer(ids, epoch, batch): return _answers(model, apply_views(pixels[ids.to(pixels.device)], key.draw(ids, epoch, batch), mean, std), precision, dtype)
+    n_classes = answer(key.order(0)[0], 0, 0).shape[1]
+    pack = partial(_pack, k=_check_top_k(top_k, n_classes, temperature), temperature=temperature, dtype=dtype)
+    parts = [_label_epoch(answer, pack, key, e) for e in (progress_bar(epochs, leave=False) if show_progress else epochs)]
+    logits, index, rest = [None if p[0] is None else torch.stack(p) for p in zip(*parts)]
+    return ViewLabels(key, logits, n_classes, float(temperature), pixels_digest(images), index, rest)
+
+# %% ../nbs/21_label.ipynb #d19073fb
+@patch
+def fill(self:ViewLabels,
+    epoch:int,    # Epoch, from 0
+    ids:Tensor,   # Numbers of images in the set (n,)
+)->Tensor:        # Logits (n, classes), float32, on the labels' device; classes that were left out share one value
+    "The teacher's logits on the views of images `ids` in an epoch"
+    if not (0<=epoch<self.key.epochs and 0<=int(ids.min())<=int(ids.max())<self.key.n):
+        raise InfoUtilError(f"labels of epoch {epoch} and images {int(ids.min())} to {int(ids.max())} were asked for; epochs 0 to {self.key.epochs-1} and images 0 to {self.key.n-1} are stored; "
+                            "train for fewer epochs, or label more")
+    at = ids.to(self.logits.device)
+    return fill_logits(*[None if t is None else t[epoch, at] for t in (self.logits, self.index, self.rest)], self.n_classes)
+
+def settings_differ(
+    came:dict,     # Settings by name
+    wanted:dict,   # What they should be
+)->str:            # Such as 'flip=False in place of True'; '' where all of `wanted` is there
+    "What differs between settings, in words"
+    return ', '.join(f'{k}={came.get(k)!r} in place of {v!r}' for k,v in wanted.items() if came.get(k)!=v)
+
+# %% ../nbs/21_label.ipynb #2ad35465
+class ReplayedLabels:
+    "The stored answer of the teacher to the very view; needs no teacher"
+    def __init__(self,
+        labels:ViewLabels,          # As `view_labels` makes them or the store keeps them
+    ): self.labels, self._epoch, self._order = labels, None, None
+    def __repr__(self): return f'ReplayedLabels({self.labels})'
+    def __call__(self,
+        x:Tensor,                   # Rendered views, normalized (n, 3, s, s); only their device is looked at
+        views:Views,                # The parameters that they were drawn with, by key
+        ids:Tensor,                 # Numbers of the images in the set (n,)
+        y:Tensor,                   # Class indices (n,); not looked at
+        temperature:float=1.,       # Of the student's loss, above 0; that of the labels where logits were left out
+    )->Tensor:                      # Probabilities (n, classes), float32, rows sum to 1, on the device of `x`
+        "What the teacher said to these views when they were labelled"
+        ids = torch.as_tensor(ids).cpu()
+        _check_replay(self.labels, views, temperature)
+        z = self.labels.fill(views.key['epoch'], ids)
+        if self.labels.key.cutmix: self._check_batch(views.key['epoch'], views.key['batch'], ids)
+        return soften(z, temperature).to(x.device)
+    def _check_batch(self, epoch, batch, ids):
+        "Refuse images that did not make up this batch when they were labelled"
+        l = self.labels.key
+        if self._epoch!=epoch: self._epoch, self._order = epoch, l.order(epoch)
+        if not (0<=batch<len(self._order) and torch.equal(self._order[batch], ids)):
+            raise InfoUtilError(f"other images came as batch {batch} of epoch {epoch} than were labelled; batches of {l.batch_size} in the order of seed {l.seed} are accepted, since CutMix pairs the images "
+                                "of a batch; train with that batch size and order")
+
+def _check_replay(labels, views, temperature):
+    "Refuse views that were not labelled, and a temperature at which the labels are wrong"
+    if views.key is None: raise InfoUtilError("views without a key came; views of draw_views are accepted, since every label belongs to one view; draw them")
+    if odd:=settings_differ(views.key, labels.key.settings()):
+        raise InfoUtilError(f"views drawn with {odd} came; the views that were labelled are accepted; train by the recipe and the seed of the labels, or label this one")
+    if labels.rest is not None and temperature!=labels.temperature:
+        raise InfoUtilError(f"temperature={temperature} in place of {labels.temperature} came; labels of {labels.top_k} of {labels.n_classes} classes are right at their own alone; train at it, or keep all classes")
+
+# %% ../nbs/21_label.ipynb #809b0b54
+_PARTS = ('logits', 'index', 'rest')
+
+@patch
+def recipe(self:ViewLabels)->dict:   # Plain JSON: key, classes, temperature, digest of the images, probe
+    "All but the tensors"
+    return dict(key=asdict(self.key), n_classes=self.n_classes, temperature=self.temperature, images=self.images, probe=self.probe)
+
+@patch
+def tensors(self:ViewLabels)->dict:  # 'logits', and 'index' and 'rest' where logits were left out
+    "The tensors by name, contiguous and on the CPU"
+    return {k:getattr(self, k).cpu().contiguous() for k in _PARTS if getattr(self, k) is not None}
+
+@patch(cls_method=True)
+def restore(cls:ViewLabels,
+    recipe:dict,     # What `recipe` gave, by way of a file
+    tensors:dict,    # What `tensors` gave
+)->ViewLabels:       # Checked like new ones
+    "Labels from their two parts"
+    words, names = ['images', 'key', 'n_classes', 'probe', 'temperature'], {f.name for f in fields(ViewKey)}
+    if not isinstance(recipe, dict) or sorted(recipe)!=words or not isinstance(recipe['key'], dict) or set(recipe['key'])!=names or recipe['probe'] is None:
+        raise InfoUtilError(f"a recipe of view labels came as {repr(recipe)[:80]}; {', '.join(words)} are accepted, the key of {', '.join(sorted(names))}; use the recipe that was written with the labels")
+    if not {'logits'}<=set(tensors)<=set(_PARTS): raise InfoUtilError(f"view labels came with tensors {sorted(tensors)}; logits, and index and rest where some were left out, are accepted; use the file that was written")
+    return cls(**{**recipe, 'key': ViewKey(**recipe['key'])}, **tensors)

@@ -9,6 +9,7 @@ __all__ = ['SCHEMA', 'StoreError', 'folder_name', 'DistilledSet', 'SetItems']
 from .core import *
 from .data import IMAGE_SUFFIXES, ImageItems, Split, _list_split
 from .teacher import Teacher, save_teacher, load_teacher, check_classes
+from .label import ViewLabels, pixels_digest
 import hashlib, html, io, json, math, platform, re, struct, unicodedata, zlib
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -66,6 +67,7 @@ class DistilledSet:
     teacher:Teacher=None  # Label teacher, or None
     meta:dict=field(default_factory=dict)         # What produced the set: method, config, factor, mean, std (0-1 pixels), label_teacher, judge, seconds, ...
     provenance:list=field(default_factory=list)   # A dict a patch, see `synthesis.provenance`
+    views:ViewLabels=None # The label teacher's logits on every view of a training run, see `label.view_labels`, or None
 
     def __post_init__(self):
         put = lambda k,v: object.__setattr__(self, k, v)
@@ -75,6 +77,7 @@ class DistilledSet:
         _check_labels(self.labels, len(self), self.factor**2, len(self.classes))
         if self.labels is not None: put('labels', self.labels.detach().half())
         if self.teacher is not None: check_classes(self.teacher.classes, self.classes)
+        _check_views(self)
         put('provenance', [_plain(p, f'provenance {i}') for i,p in enumerate(self.provenance)])
 
     def __len__(self): return len(self.images)
@@ -83,7 +86,7 @@ class DistilledSet:
     factor = property(lambda self: self.meta['factor'],        doc="Tiles along one side of an image")
     mean   = property(lambda self: tuple(self.meta['mean']),   doc="Channel means of 0-1 pixels")
     std    = property(lambda self: tuple(self.meta['std']),    doc="Channel deviations of 0-1 pixels")
-    nbytes = property(lambda self: self.images.numel()+(0 if self.labels is None else 2*self.labels.numel()), doc="Bytes of images and labels in memory")
+    nbytes = property(lambda self: self.images.numel()+(0 if self.labels is None else 2*self.labels.numel())+(0 if self.views is None else self.views.nbytes), doc="Bytes of images and labels in memory")
 
 # %% ../nbs/22_store.ipynb #c7095bd5
 def _check_images(images, y, classes):
@@ -107,9 +110,18 @@ def _check_labels(labels, n, k, c):
     if not labels.half().isfinite().all():
         raise InfoUtilError("labels hold NaN, infinity or logits beyond 65504; what fits a 16-bit float is accepted; check the label teacher")
 
+def _check_views(ds):
+    "Refuse view labels of other images, classes or tiles"
+    v = ds.views
+    if v is None: return
+    if not isinstance(v, ViewLabels): raise InfoUtilError(f"view labels came as {type(v).__name__}; ViewLabels are accepted; see view_labels")
+    for what,came,want in (('factor', v.key.factor, ds.factor), ('size', v.key.size, ds.size), ('images', v.key.n, len(ds)), ('classes', v.n_classes, len(ds.classes))):
+        if came!=want: raise InfoUtilError(f"view labels of {what} {came} came with a set of {what} {want}; the same is accepted; label this set")
+    if v.images!=pixels_digest(ds.images): raise InfoUtilError("view labels of other images came; those of these very pixels are accepted; label this set")
+
 # %% ../nbs/22_store.ipynb #95b06f40
-_OWN   = ('schema', 'classes', 'teacher', 'bytes', 'files', 'digest')   # words of the manifest that a setting may not take
-_TIMES = ('seconds', 'peak_memory')                                     # what differs between equal runs and goes to run.json
+_OWN   = ('schema', 'classes', 'teacher', 'views', 'bytes', 'files', 'digest')   # words of the manifest that a setting may not take
+_TIMES = ('seconds', 'peak_memory', 'stages')   # what differs between equal runs and goes to run.json; stages: name -> {seconds, peak_bytes}
 
 def _complete_meta(ds):
     "The settings with what the tensors say, refused where the two disagree"
@@ -130,6 +142,7 @@ def _complete_meta(ds):
 @patch
 def __repr__(self:DistilledSet):
     soft = 'no soft labels' if self.labels is None else f'{self.labels.shape[1]} soft label{"s"*(self.labels.shape[1]>1)} an image'
+    if self.views is not None: soft += f" and labels of {self.views.key.epochs} epochs' views"
     tea = '' if self.teacher is None else f', label teacher {self.teacher.arch} of epoch {self.teacher.epoch}'
     return (f"DistilledSet({self.meta['method']}: {len(self.classes)} classes x {self.ipc} images of {self.size} px, "
             f"factor {self.factor}, {soft}{tea}, {self.nbytes/1e6:.2f} MB)")
@@ -197,8 +210,8 @@ def show_labels(self:DistilledSet,
     return [first, *axs[:, 1:].flat]
 
 # %% ../nbs/22_store.ipynb #0aaac4b8
-SCHEMA = 1   # version of the directory's format; a reader refuses what is newer than itself
-_LABELS, _TEACHER, _ORIGIN = 'labels/patch_logits.safetensors', ('teacher/label.safetensors', 'teacher/label.json'), 'provenance.jsonl'
+SCHEMA = 2   # newest version of the directory's format that this reader knows: 1, and 2 for sets with view labels; it refuses what is newer
+_LABELS, _VIEWS, _TEACHER, _ORIGIN = 'labels/patch_logits.safetensors', 'labels/views.safetensors', ('teacher/label.safetensors', 'teacher/label.json'), 'provenance.jsonl'
 
 def _digest(obj): return hashlib.sha256(_json(obj, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
 
@@ -218,7 +231,8 @@ def _manifest(ds, root):
     size = lambda part: sum(p.stat().st_size for f,p in files.items() if f.startswith(part))
     tea = ds.meta.get('teacher') if ds.teacher is None else _about_teacher(ds.teacher, files.get(_TEACHER[0]))
     meta = {k:v for k,v in ds.meta.items() if k not in (*_TIMES, 'teacher', 'versions')}
-    return dict(schema=SCHEMA, **meta, classes=[dict(index=c, folder=folder_name(c, n), name=n) for c,n in enumerate(ds.classes)], teacher=tea,
+    views = {} if ds.views is None else dict(views=ds.views.recipe())
+    return dict(schema=1+bool(views), **meta, classes=[dict(index=c, folder=folder_name(c, n), name=n) for c,n in enumerate(ds.classes)], teacher=tea, **views,
                 versions=ds.meta.get('versions') or _versions(), bytes=dict(images=size('train/'), labels=size('labels/'), teacher=size('teacher/')),
                 files={f:sha256(p) for f,p in files.items()})
 
@@ -240,7 +254,7 @@ configs:
 ---
 # {head}
 
-{n_classes} classes, {n} images of {size} x {size} pixels, {tiles}. Method `{method}`; label teacher: {teacher}.
+{n_classes} classes, {n} images of {size} x {size} pixels, {tiles}. Method `{method}`; label teacher: {teacher}.{views}
 Written by infoutil {version}; `infoutil.json` holds every setting and a digest of every file, `provenance.jsonl` where each patch was cut from.
 
 {preview}
@@ -270,21 +284,28 @@ def _png(c, name, i): return f'train/{folder_name(c, name)}/{i:05d}.png'
 # %% ../nbs/22_store.ipynb #c563210f
 def _card(ds):
     "The text of README.md"
-    n, t = len(ds), ds.teacher
+    n, t = len(ds), ds.meta.get('teacher') if ds.teacher is None else _about_teacher(ds.teacher)
     bucket = next((f'{lo}<n<{hi}' if lo else f'n<{hi}' for lo,hi,m in (('', '1K', 1e3), ('1K', '10K', 1e4), ('10K', '100K', 1e5), ('100K', '1M', 1e6)) if n<m), '1M<n<10M')
     head = f"{ds.meta.get('data', 'Images')}, distilled to {ds.ipc} image{'s'*(ds.ipc!=1)} per class"
-    about = 'none' if t is None else f'`{t.arch}` after epoch {t.epoch}' + ('' if math.isnan(t.accuracy) else f', {t.accuracy:.1%} right')
-    return _CARD.format(title=_json(head), bucket=bucket, head=head, n_classes=len(ds.classes), n=n, size=ds.size, method=ds.meta['method'], teacher=about, preview=_preview(ds),
+    about = f"`{t['arch']}` after epoch {t['epoch']}" + ('' if t.get('accuracy') is None else f", {t['accuracy']:.1%} right") if _is_about(t) else 'none'
+    return _CARD.format(title=_json(head), bucket=bucket, head=head, n_classes=len(ds.classes), n=n, size=ds.size, method=ds.meta['method'], teacher=about, views=_about_views(ds.views), preview=_preview(ds),
                         tiles='one crop each' if ds.factor==1 else f'mosaics of {ds.factor} x {ds.factor} crops', version=version('infoutil')).encode('utf-8', 'replace')
+
+def _is_about(t): return isinstance(t, dict) and {'arch', 'epoch'}<=set(t) and isinstance(t.get('accuracy'), (int, float, type(None)))
+
+def _about_views(v):
+    "What the card says about labels of views"
+    if v is None: return ''
+    kept = 'all logits' if v.rest is None else f'the {v.top_k} largest of {v.n_classes} logits and the mass of the others'
+    return f" `{_VIEWS}` holds its answer to every view of {v.key.epochs} epochs ({kept}), so that students need no teacher: `ds.learner(labels='views')`."
 
 def _fill(ds, root, keep_teacher):
     "Write all files of a set into an empty directory"
     for c,name in enumerate(ds.classes):
         (root/'train'/folder_name(c, name)).mkdir(parents=True)
         for i,im in enumerate(ds.class_images(c)): Image.fromarray(im.permute(1, 2, 0).cpu().numpy()).save(root/_png(c, name, i))
-    if ds.labels is not None:
-        (root/_LABELS).parent.mkdir()
-        (root/_LABELS).write_bytes(save_tensors({'patch_logits': ds.labels.cpu().contiguous()}))
+    for f,tensors in ((_LABELS, None if ds.labels is None else {'patch_logits': ds.labels.cpu().contiguous()}), (_VIEWS, ds.views and ds.views.tensors())):
+        if tensors: (root/f).parent.mkdir(exist_ok=True); (root/f).write_bytes(save_tensors(tensors))
     if ds.teacher is not None and keep_teacher: save_teacher(ds.teacher, root/'teacher', 'label')
     (root/_ORIGIN).write_bytes(''.join(_json(p)+'\n' for p in ds.provenance).encode())
     _write_sealed(root/'infoutil.json', _manifest(ds, root))
@@ -350,7 +371,7 @@ def _load_manifest(root):
 def _check_files(root, m):
     "Refuse a list of files that is not that of a set, and images that are not in the list"
     want = {f"train/{k['folder']}/{i:05d}.png" for k in m['classes'] for i in range(m['ipc'])}|{_ORIGIN}
-    odd = sorted(map(str, set(m['files'])-want-{_LABELS, *_TEACHER}))
+    odd = sorted(map(str, set(m['files'])-want-{_LABELS, _VIEWS, *_TEACHER}))
     if odd: raise StoreError(f"{root/'infoutil.json'} lists {odd[0]!r}, which is no part of a distilled set; its images, labels, teacher and provenance are accepted; do not use this set")
     gone = sorted(want-set(m['files']))
     if gone: raise StoreError(f"{root/'infoutil.json'} does not list {gone[0]}; {m['ipc']} images of each of {len(m['classes'])} classes are accepted; {_AGAIN}")
@@ -376,6 +397,17 @@ def _load_labels(root, files):
     try: return load_tensors(raw)['patch_logits']
     except (SafetensorError, KeyError) as e: raise StoreError(f"{root/_LABELS} holds no patch logits ({e}); the safetensors file that was written is accepted; {_AGAIN}") from e
 
+def _load_views(root, files, recipe):
+    "The labels of views, or None"
+    if (_VIEWS in files)!=(recipe is not None):
+        has, lacks = ('file', 'recipe') if recipe is None else ('recipe', 'file')
+        raise StoreError(f"{root/'infoutil.json'} has the {has} of view labels and no {lacks}; both or neither are accepted; {_AGAIN}")
+    if recipe is None: return None
+    raw = _read(root, _VIEWS, files[_VIEWS])
+    try: return ViewLabels.restore(recipe, load_tensors(raw))
+    except SafetensorError as e: raise StoreError(f"{root/_VIEWS} holds no tensors ({e}); the safetensors file that was written is accepted; {_AGAIN}") from e
+    except InfoUtilError as e: raise StoreError(f"{root/_VIEWS} cannot be used: {e}") from e
+
 def _load_label_teacher(root, files, classes, device, model):
     "The label teacher, or None"
     if not set(_TEACHER)&set(files): return None
@@ -394,7 +426,7 @@ def load(cls:DistilledSet,
     "Read a set back, checking schema, digests, class order and every image"
     root = Path(path)
     m = _load_manifest(root)
-    f, classes = m.pop('files'), tuple(k['name'] for k in m['classes'])
+    f, views, classes = m.pop('files'), m.pop('views', None), tuple(k['name'] for k in m['classes'])
     names = [f"train/{k['folder']}/{i:05d}.png" for k in m['classes'] for i in range(m['ipc'])]
     images = [_decode(_read(root, n, f[n]), m['size'], root/n) for n in names]
     if not images: raise StoreError(f"{root/'infoutil.json'} lists no images; one or more are accepted; {_AGAIN}")
@@ -403,7 +435,8 @@ def load(cls:DistilledSet,
     origin = [json.loads(l) for l in _read(root, _ORIGIN, f[_ORIGIN]).decode().split('\n') if l]
     meta = {k:v for k,v in m.items() if k not in _OWN or (k=='teacher' and v)}
     if (root/'run.json').exists(): meta |= _read_sealed(root, 'run.json')
-    try: return cls(torch.stack(images), y, classes, labels, teacher, meta, origin)
+    views = _load_views(root, f, views)
+    try: return cls(torch.stack(images), y, classes, labels, teacher, meta, origin, views)
     except StoreError: raise
     except InfoUtilError as e: raise StoreError(f"the parts of {root} do not fit together: {e}") from e
 
