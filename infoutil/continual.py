@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SelectOutputs', 'take_classes', 'step_sizes', 'class_orders', 'continual', 'plot_continual']
 
-# %% ../nbs/33_continual.ipynb #575a41d8
+# %% ../nbs/33_continual.ipynb #e1e58816
 from .core import *
 from .data import Split
 from .teacher import Teacher
@@ -19,7 +19,7 @@ from torch import nn, Tensor
 from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
 
-# %% ../nbs/33_continual.ipynb #480716ba
+# %% ../nbs/33_continual.ipynb #fea6bd95
 class SelectOutputs(nn.Module):
     "A network that answers for some of its classes only"
     def __init__(self,
@@ -36,7 +36,7 @@ class SelectOutputs(nn.Module):
         "The kept columns of the logits"
         return self.model(x)[:, self.columns]
 
-# %% ../nbs/33_continual.ipynb #4ba1a80b
+# %% ../nbs/33_continual.ipynb #e721f58d
 def _indices(names, classes):
     "Class indices of names or indices, refused where they are none or come twice"
     at = [c if isinstance(c, int) and not isinstance(c, bool) else names.index(check_choice('class', c, names)) for c in classes]
@@ -62,7 +62,7 @@ def take_classes(
     return DistilledSet(ds.images[keep], torch.arange(len(at)).repeat_interleave(ds.ipc), [ds.classes[c] for c in at], None if ds.labels is None else ds.labels[keep][:, :, at],
                         ds.teacher and _part_of_teacher(ds.teacher, at), meta, origin)
 
-# %% ../nbs/33_continual.ipynb #43194db7
+# %% ../nbs/33_continual.ipynb #54740bd4
 def step_sizes(
     n_classes:int,   # Classes, 2 or more
     steps:int=5,     # Steps, 1 to n_classes - 1: a student of a single class would always be right
@@ -86,7 +86,7 @@ def class_orders(
     if orders<1: raise InfoUtilError(f"{orders} class orders came; 1 or more are accepted; the paper has 5")
     return [torch.randperm(len(names), generator=rng(seed+r, 'class order')).tolist() for r in range(orders)]
 
-# %% ../nbs/33_continual.ipynb #7e7f6fde
+# %% ../nbs/33_continual.ipynb #9df3f3c0
 def _part_of_test(dl, ds, at, device):
     "A loader of the test images of some classes, which are decoded already where the whole loader keeps them"
     items, new = dl.dataset, {c:i for i,c in enumerate(at)}
@@ -123,7 +123,7 @@ def continual(
         rows.append(dict(order=r, step=t+1, seen=len(at), added=', '.join(ds.classes[c] for c in new), test_images=len(part.dataset), seed=seed+r, accuracy=res.mean, seconds=res.seconds[0]))
     return pd.DataFrame(rows)
 
-# %% ../nbs/33_continual.ipynb #3820db5b
+# %% ../nbs/33_continual.ipynb #bdbcb798
 def plot_continual(
     frame:pd.DataFrame,   # What `continual` returned
     ax:Axes=None,         # Axes to draw on, for several memories in one picture; None: a new figure
@@ -139,5 +139,5 @@ def plot_continual(
     line, = ax.plot(t.index, m, 'o-', ms=4, label=label)
     ax.fill_between(t.index, m-s, m+s, color=line.get_color(), alpha=.2, lw=0)
     ax.set_xticks(t.index); ax.set_xlabel('classes seen'); ax.set_ylabel('accuracy (%)'); ax.set_ylim(0, 100)
-    if label: ax.legend(fontsize=8)
+    if label: ax.legend(fontsize=8, loc='upper right')       # curves fall, so that corner is the empty one
     return ax

@@ -10,7 +10,7 @@ __all__ = ['FACTORS', 'PUBLISHED', 'PUBLISHED_MEMORY', 'PUBLISHED_TEACHERS', 'ST
            'plot_label_teachers', 'plot_costs', 'read_sets', 'plot_sets', 'plot_maps', 'plot_scores', 'say',
            'show_table', 'show_picture', 'setting_table', 'config_table', 'notebook_page', 'make_report']
 
-# %% ../nbs/42_report.ipynb #ce7aebcd
+# %% ../nbs/42_report.ipynb #04b3f8fb
 from .core import *
 from .core import _writing
 from .store import DistilledSet, StoreError
@@ -24,7 +24,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-# %% ../nbs/42_report.ipynb #5ec3ddfd
+# %% ../nbs/42_report.ipynb #6df4cd0e
 _TOY_GAIN = dict(random=0., rded=.03, infoutil=.06, herding=.01)    # invented
 
 def _toy_choice(images, method, ipc, label, seed):
@@ -53,7 +53,7 @@ def _toy_set(path, digits, method, ipc, seed):
     root = DistilledSet(torch.cat(images), y, tuple(map(str, range(len(digits)))), torch.zeros(len(y), 1, len(digits)), None, meta, origin).save(path)
     return json.loads((root/'infoutil.json').read_text())
 
-# %% ../nbs/42_report.ipynb #21d67fbc
+# %% ../nbs/42_report.ipynb #034c3ee9
 def _toy_row(method, ipc, labels, teacher, seed, slug, nbytes):
     "A student with an invented accuracy"
     u = torch.randn(3, generator=rng('toy row', method, ipc, labels, teacher, seed)).tolist()
@@ -97,7 +97,7 @@ def _toy_grid(methods, ipcs, labels, teachers, seeds):
                 data='digits (invented accuracies)', classes=list(map(str, range(10))), size=32, test_images=355, label_teachers=known, versions=dict(infoutil='0.1.0', torch='2.6.0'), device='cpu, 1 thread',
                 teacher=dict(arch='convnet3', epoch=20, accuracy=.97, test_accuracy=.96, sha256='0'*64), note='An example: the images are real digits, every accuracy, time and memory is invented.')
 
-# %% ../nbs/42_report.ipynb #240bb3f6
+# %% ../nbs/42_report.ipynb #d72ef25f
 class ResultsError(InfoUtilError):
     "A comparison that cannot be read"
 
@@ -127,7 +127,7 @@ def _row(text, where):
     if odd:=[k for k in ('stages', 'bytes') if row.get(k) is not None and not isinstance(row[k], dict)]: raise ResultsError(f"{where} has no JSON object as {odd[0]}; {_REDO}")
     return row
 
-# %% ../nbs/42_report.ipynb #060153ae
+# %% ../nbs/42_report.ipynb #e1e006a2
 def _results_file(path):
     p = Path(path)
     f = p/'results.jsonl' if p.is_dir() else p
@@ -164,7 +164,7 @@ def read_grid(
     try: return _parse(f.read_bytes(), f)
     except OSError as e: raise ResultsError(f"{f} cannot be read ({e.strerror}); a readable file is accepted; check its permissions") from e
 
-# %% ../nbs/42_report.ipynb #b9c55115
+# %% ../nbs/42_report.ipynb #222325d3
 _TABLE1 = '''
 CIFAR-10 1 16.6 22.9 25.3 18.7 19.6 23.5 28.5
 CIFAR-10 10 29.3 37.1 53.8 33.7 38.4 50.2 54.1
@@ -189,7 +189,7 @@ ImageNet-1K 10 21.3 42.0 44.2 48.3 51.4 20.4 21.5
 ImageNet-1K 50 46.8 56.5 58.0 61.2 63.8 38.4 40.2'''
 _TABLE1_COLUMNS = (('SRe2L', 'ResNet-18'), ('RDED', 'ResNet-18'), ('InfoUtil', 'ResNet-18'), ('RDED', 'ResNet-101'), ('InfoUtil', 'ResNet-101'), ('RDED', 'ConvNet'), ('InfoUtil', 'ConvNet'))
 
-# %% ../nbs/42_report.ipynb #69f0e46e
+# %% ../nbs/42_report.ipynb #4ffd17c6
 # table | data | students | method | what is special, one a value or one for all | images per class | top-1 %
 _TABLES = '''
 1|CIFAR-10|ConvNet|MTT||1/10/50|46.3/65.3/71.6
@@ -253,7 +253,7 @@ _TABLES = '''
 11|ImageWoof|ResNet-101|RDED|converged label teacher|1/10/50|19.6/31.3/59.1
 11|ImageWoof|ResNet-101|InfoUtil|converged label teacher|1/10/50|19.8/35.0/67.0'''
 
-# %% ../nbs/42_report.ipynb #7450e751
+# %% ../nbs/42_report.ipynb #ae03c310
 def _read_table1():
     for line in _TABLE1.split('\n')[1:]:
         data, ipc, *values = line.split()
@@ -274,7 +274,7 @@ PUBLISHED_TEACHERS = pd.DataFrame([('CIFAR-10', 'ResNet-18', 93.86), ('CIFAR-10'
     ('Tiny-ImageNet', 'ConvNet', 49.73), ('ImageNette', 'ResNet-18', 90.0), ('ImageNette', 'ConvNet', 89.6), ('ImageWoof', 'ResNet-18', 75.0), ('ImageWoof', 'ConvNet', 67.4), ('ImageNet-100', 'ResNet-18', 83.4),
     ('ImageNet-100', 'ConvNet', 72.82), ('ImageNet-1K', 'ConvNet', 43.6), ('ImageNet-1K', 'ResNet-18', 69.76)], columns=['data', 'network', 'accuracy'])
 
-# %% ../nbs/42_report.ipynb #90c19691
+# %% ../nbs/42_report.ipynb #a1b505f8
 def _key(name):
     "A name without what differs between spellings"
     k = re.sub('[^a-z0-9]', '', str(name).lower())
@@ -299,7 +299,7 @@ def published(
     "The paper's figures for a setting"
     return _where(PUBLISHED, data=data, network=network, table=table, method=method, ipc=ipc)
 
-# %% ../nbs/42_report.ipynb #a22623ef
+# %% ../nbs/42_report.ipynb #2d85250b
 _COUNTS = ('ipc', 'epochs', 'test_images')      # factors in numerical order; the others as they first appear
 
 def _levels(frame, factor):
@@ -326,7 +326,7 @@ def holds(
     "What all rows of a frame have in common, in words"
     return _named({f: frame[f].iloc[0] for f in FACTORS if len(frame) and f not in varying(frame)})
 
-# %% ../nbs/42_report.ipynb #d588ebc0
+# %% ../nbs/42_report.ipynb #7fd16299
 def headline(
     frame:pd.DataFrame,   # Students
 )->pd.DataFrame:          # Those of the recipe that most students share; every method and every number of images per class of it
@@ -343,7 +343,7 @@ def summary(
     t = t.groupby(list(FACTORS), sort=False, dropna=False).agg(mean=('percent', 'mean'), std=('percent', 'std'), n=('seed', 'nunique'), best=('best', 'mean'))
     return t.reset_index() if t.best.notna().any() else t.reset_index().drop(columns='best')
 
-# %% ../nbs/42_report.ipynb #a4ee405d
+# %% ../nbs/42_report.ipynb #3fab05e5
 def _pm(values, spread='std'):
     "Percent with its spread as text; fewer than three repeats are marked"
     v = pd.Series(values, dtype=float).dropna()
@@ -386,13 +386,11 @@ def accuracy_table(
     cells = {(k[:len(rows)], k[len(rows):]): _pm(100*g[value].astype(float)) for k,g in groups if g[value].notna().any()}
     return _pivot(cells, frame, rows, columns, holds=holds(frame), unit='top-1 %, mean ± standard deviation over seeds')
 
-# %% ../nbs/42_report.ipynb #72c00bf2
+# %% ../nbs/42_report.ipynb #37f22016
 def _baseline(frame, to):
-    "The row that differences are taken to: a label, or the plain name of a single one"
-    if to in set(frame.method): return to
-    own = frame[frame.base==to].method.unique()
-    if len(own)!=1: check_choice('method', to, [m for m in frame.method.unique()])
-    return own[0]
+    "The row that differences are taken to: a label, or the first whose plain name it is"
+    own = [*frame.method[frame.method==to], *frame.method[frame.base==to]]
+    return own[0] if own else check_choice('method', to, frame.method.unique())
 
 def differences(
     frame:pd.DataFrame,   # Students
@@ -421,7 +419,7 @@ def difference_table(
     cells |= {(k[:len(rows)], k[len(rows):]): '0' for k,_ in frame[frame.method==_baseline(frame, to)].groupby(rows+columns)}     # the row itself
     return _pivot(cells, frame, rows, columns, holds=holds(frame), unit=f'points of top-1 above {_baseline(frame, to)}, mean of pairs ± standard error; * marks more than two standard errors')
 
-# %% ../nbs/42_report.ipynb #37fc185e
+# %% ../nbs/42_report.ipynb #87b35cd0
 def _luck(n, width=2., steps=20000):
     "Chance that a t-statistic of n values exceeds `width` on either side though nothing differs"
     df = n-1
@@ -460,7 +458,7 @@ def claims(
     luck, pairs = sum(_luck(n) for n in judged.n), listed(sorted(judged.n.unique()))
     return out+[f"Points of top-1 ± standard error. Clear means more than two standard errors; if nothing differed at all, about {luck:.1f} of these {len(judged)} comparisons of {pairs} pairs would still be called clear by luck."]
 
-# %% ../nbs/42_report.ipynb #a36fba05
+# %% ../nbs/42_report.ipynb #c3241286
 def _best_match(p):
     "One published figure for a cell: without a special condition, from the first table that has it"
     p = p[p.note==''].sort_values('table', kind='stable')
@@ -497,7 +495,7 @@ def _only_published(frame, rows, like):
     index = _index([k if isinstance(k, tuple) else (k,) for k in out], rows) if out else like.index[:0]
     return pd.DataFrame(list(out.values()), index, like.columns) if out else like.iloc[:0]
 
-# %% ../nbs/42_report.ipynb #bd4ca4d5
+# %% ../nbs/42_report.ipynb #f0016e24
 STAGES = ('attribute', 'choose', 'label', 'student')
 
 def stage_frame(
@@ -547,7 +545,7 @@ def bytes_table(
     out.attrs |= dict(holds=holds(frame), unit='kilobytes on disk, mean over seeds')
     return out
 
-# %% ../nbs/42_report.ipynb #9b817132
+# %% ../nbs/42_report.ipynb #98220842
 def curve_frame(
     frame:pd.DataFrame,   # Students
 )->pd.DataFrame:          # Rows with soft labels: the factors, label_epoch, mean and std (top-1 %), n; sorted by epoch
@@ -558,7 +556,7 @@ def curve_frame(
     t = t.groupby([*FACTORS, 'label_epoch'], sort=False).percent.agg(mean='mean', std='std', n='size').reset_index()
     return t.sort_values('label_epoch', kind='stable', ignore_index=True)
 
-# %% ../nbs/42_report.ipynb #3c3bb8ca
+# %% ../nbs/42_report.ipynb #ce98b3bd
 def _flat(v): return ', '.join(str(i) for i in v if str(i)!='') if isinstance(v, tuple) else str(v)
 
 def to_markdown(
@@ -604,7 +602,7 @@ def table_html(
     return (f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption><div class="scroll" role="region" tabindex="0" aria-label="{html.escape(caption or "table")}">'
             f'<table{words}>\n<thead>\n{_head_html(frame)}\n</thead>\n<tbody>\n{_body_html(frame)}\n</tbody>\n</table></div>'+(f'<p class="note">{note}.</p>' if note else '')+'</figure>')
 
-# %% ../nbs/42_report.ipynb #460f2008
+# %% ../nbs/42_report.ipynb #8d242b44
 _COLOURS, _MARKERS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#8C6D31', '#56B4E9', '#7A3E9D'), 'osD^vPX*<>'
 _DASHES, _HATCHES = ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1))), ('', '///', '...', 'xxx', '\\\\\\', '+++', 'ooo')
 
@@ -622,9 +620,11 @@ def _legend(ax, own, handles=None):
     "Below the picture where it is ours, so that it never hides a point"
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if not handles: return
-    wide = max(len(h.get_label()) for h in handles)>22
-    if own: ax.figure.legend(handles=handles, loc='outside lower center', ncols=1 if wide else 2 if len(handles)<9 else 3, fontsize=9, frameon=False)
-    else: ax.legend(handles=handles, fontsize=8)
+    cols = 1 if max(len(h.get_label()) for h in handles)>22 else 2 if len(handles)<9 else 3
+    if not own: return ax.legend(handles=handles, fontsize=8)
+    fig = ax.figure
+    fig.legend(handles=handles, loc='outside lower center', ncols=cols, fontsize=9, frameon=False)
+    fig.set_figheight(fig.get_figheight()+.2*max(0, math.ceil(len(handles)/cols)-2))       # many lines of it do not squeeze the picture
 
 def _curves(ax, t, x, by, own, log=True):
     "A line a method and level of `by`: colour and marker by method, dashes by the others"
@@ -647,7 +647,7 @@ def _ordered(frame):
     for f in reversed(('method', 'ipc')): t = t.sort_values(f, key=lambda c: c.map({v:i for i,v in enumerate(_levels(frame, f))}), kind='stable')
     return t.reset_index(drop=True)
 
-# %% ../nbs/42_report.ipynb #ea087c76
+# %% ../nbs/42_report.ipynb #78eab0b8
 def plot_accuracy(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -669,7 +669,7 @@ def _dots(t, by, ax):
     ax.set_yticks(range(len(t)), names); ax.set_ylim(len(t)-.5, -.5); ax.set(xlabel=f'top-1 on test images, %, at {t.ipc.iloc[0]} images per class'); ax.grid(axis='x', alpha=.3)
     return ax
 
-# %% ../nbs/42_report.ipynb #55f72605
+# %% ../nbs/42_report.ipynb #6357466e
 def plot_bytes(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -687,7 +687,7 @@ def plot_bytes(
     if hi/lo<10: ax.set_xticks(ticks:=[float(f'{lo*(hi/lo)**((i+.5)/3):.2g}') for i in range(3)], [f'{v:g}' for v in ticks]); ax.minorticks_off()
     return ax
 
-# %% ../nbs/42_report.ipynb #448ae2e3
+# %% ../nbs/42_report.ipynb #69340b3c
 def plot_label_teachers(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -704,7 +704,7 @@ def plot_label_teachers(
     ax.set(xlabel='epochs that the label teacher was trained', ylabel='top-1 on test images, %'); ax.grid(axis='y', alpha=.3)
     return ax
 
-# %% ../nbs/42_report.ipynb #d9fd5778
+# %% ../nbs/42_report.ipynb #78a70431
 def plot_costs(
     frame:pd.DataFrame,    # Students of one recipe, see `headline`
     what:str='seconds',    # 'seconds', stacked stage by stage, or 'memory', a mark a stage
@@ -728,7 +728,7 @@ def plot_costs(
     _legend(ax, own)
     return ax
 
-# %% ../nbs/42_report.ipynb #8749455e
+# %% ../nbs/42_report.ipynb #35d91e48
 def read_sets(
     path,                 # Directory of a comparison
     frame:pd.DataFrame,   # Students, see `headline`
@@ -761,13 +761,13 @@ def plot_sets(
     for r,d in enumerate(sets.values()):
         show = [d.class_images(c)[i] for c in range(classes) for i in range(per)]
         for x,im in zip(left, show): grid[r*(s+gap):r*(s+gap)+d.size, x:x+d.size] = im.permute(1, 2, 0).numpy()
-    ax, _ = _axes(ax, .5+4.2*grid.shape[0]/grid.shape[1])
+    ax, _ = _axes(ax, .4+3.9*grid.shape[0]/grid.shape[1])
     ax.imshow(grid, interpolation='nearest'); ax.spines[:].set_visible(False); ax.tick_params(length=0)
     ax.set_yticks([r*(s+gap)+s/2 for r in range(len(sets))], [_plain_text(m, 16) for m in sets])
     ax.set_xticks([left[c*per]+(per*(s+gap)-gap)/2 for c in range(classes)], [_plain_text(n, 12) for n in first.classes[:classes]]); ax.xaxis.tick_top()
     return ax
 
-# %% ../nbs/42_report.ipynb #ccb1afe1
+# %% ../nbs/42_report.ipynb #2deec6f0
 def _patches(ds):
     "Every patch of a set with its record of origin, in the order of provenance.jsonl"
     tiles = split_mosaics(ds.images, ds.factor)
@@ -817,7 +817,7 @@ def plot_scores(
         a.yaxis.get_major_locator().set_params(integer=True)
     return list(axs[:, 0])
 
-# %% ../nbs/42_report.ipynb #ddee817b
+# %% ../nbs/42_report.ipynb #e52c9a45
 def _display(text):
     from IPython.display import display, HTML
     display(HTML(text))
@@ -826,7 +826,7 @@ def say(
     *sentences,   # One: a paragraph; several: a list; none: nothing is shown
 )->None:          # Nothing
     "Show plain sentences"
-    text = [html.escape(str(s)) for s in sentences]
+    text = [html.escape(str(s)).replace(' ± ', ' ± ') for s in sentences]
     if len(text)==1: _display(f'<p>{text[0]}</p>')
     elif text: _display('<ul>'+''.join(f'<li>{s}</li>' for s in text)+'</ul>')
 
@@ -851,7 +851,7 @@ def show_picture(
     below = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
     _display(f'<figure class="picture"><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(raw.getvalue()).decode()}">{below}</figure>')
 
-# %% ../nbs/42_report.ipynb #d636630d
+# %% ../nbs/42_report.ipynb #bc85c355
 def _share(v): return f'{100*v:.1f} %' if isinstance(v, (int, float)) and v==v else 'unknown'
 
 def _about_network(d):
@@ -875,7 +875,7 @@ def setting_table(
     rows += [('versions', ', '.join(f'{k} {v}' for k,v in (grid.get('versions') or {}).items()))] if grid.get('versions') else []
     return pd.DataFrame([v for _,v in rows], pd.Index([k for k,_ in rows]), ['setting'])
 
-# %% ../nbs/42_report.ipynb #96788a38
+# %% ../nbs/42_report.ipynb #ddc99a1d
 def config_table(
     grid:dict,         # See `read_grid`
 )->pd.DataFrame:       # A row a setting, its value as text
@@ -885,7 +885,7 @@ def config_table(
     t = pd.DataFrame([told(v) for v in config.values()], pd.Index(list(map(str, config))), ['value'])
     return t
 
-# %% ../nbs/42_report.ipynb #3537ea9e
+# %% ../nbs/42_report.ipynb #45dd6d1f
 _CSS = '''
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -909,6 +909,7 @@ figcaption { font-size: .9rem; font-weight: 600; margin-bottom: .3rem; }
 .picture figcaption { font-weight: 400; color: #444; margin: .2rem 0 0; }
 .note { font-size: .8rem; line-height: 1.4; color: #444; margin: .3rem 0 0; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+.picture img { max-width: min(100%, 36rem); margin: 0; }
 .output_html { overflow-x: auto; }
 /* a shadow at the edge where a table goes on: the white covers scroll with it, the shadows stay */
 .scroll { overflow-x: auto; background: linear-gradient(90deg, #fdfdfc 40%, #fdfdfc00), linear-gradient(270deg, #fdfdfc 40%, #fdfdfc00) 100% 0, radial-gradient(farthest-side at 0 50%, #0004, #0000),
@@ -916,10 +917,11 @@ img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
 td, thead th { white-space: nowrap; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; max-width: 10rem; overflow-wrap: anywhere; }
+tbody th:first-child { position: sticky; left: 0; background: #fdfdfc; }
 thead th { border-bottom: 1px solid #777; }
 thead th.name { font-weight: 400; color: #444; }
-.words td { white-space: normal; }
+.words td { white-space: normal; overflow-wrap: anywhere; }
 footer { margin-top: 3rem; padding-top: .6rem; border-top: 1px solid #ccc; font-size: .85rem; color: #444; }
 .prompt, .anchor-link { display: none; }
 @media (max-width: 30rem) { body { padding: .8rem .9rem 2rem; } h1 { font-size: 1.45rem; } nav ol { columns: 1; } }
@@ -936,7 +938,7 @@ footer { margin-top: 3rem; padding-top: .6rem; border-top: 1px solid #ccc; font-
   a { color: inherit; text-decoration: none; }
 }'''
 
-# %% ../nbs/42_report.ipynb #678de520
+# %% ../nbs/42_report.ipynb #b355d671
 _MARK = '<meta name="generator" content="infoutil report">'
 # the policy makes browsers refuse scripts and everything that lies elsewhere, whatever a notebook's outputs say
 _SHELL = '''<!DOCTYPE html>
@@ -989,7 +991,7 @@ def notebook_page(
     head, cut, rest = body.partition('</h1>')
     return _SHELL.format(mark=_MARK, title=html.escape(title), css=_CSS, head=head+cut if cut else '', toc=toc, body=rest if cut else body, version=version('infoutil'))
 
-# %% ../nbs/42_report.ipynb #b60e96fb
+# %% ../nbs/42_report.ipynb #09ca0b52
 def _write_text(path, text):
     "Write a file under a temporary name, then rename"
     tmp = path.with_name(path.name+f'.tmp{os.getpid()}')
@@ -1026,7 +1028,7 @@ def _check_places(f, page, force):
     if page.exists() and _MARK.encode() not in page.read_bytes()[:2000]:
         raise OutputError(f"{page} was not written by `infoutil report`; an older report is replaced and nothing else; choose another name")
 
-# %% ../nbs/42_report.ipynb #130788e5
+# %% ../nbs/42_report.ipynb #dc585ad0
 def _execute(nb, folder):
     "Run a notebook in `folder` with this Python"
     from jupyter_client.kernelspec import KernelSpecManager

@@ -391,7 +391,7 @@ def test_help(capsys):
 def test_help_names_every_choice():
     from infoutil import attribution, pipeline, score, selection, student, teacher
     text = {(n, a.dest):a.help for n,p in subcommands().items() for a in p._actions}
-    known = {('distill', 'method'): pipeline.DISTILL_METHODS, ('distill', 'preset'): pipeline.PRESETS, ('distill', 'score'): score.SCORES, ('distill', 'end'): selection.ENDS,
+    known = {('distill', 'method'): pipeline.METHODS, ('distill', 'preset'): pipeline.PRESETS, ('distill', 'score'): score.SCORES, ('distill', 'end'): selection.ENDS,
              ('distill', 'estimator'): attribution.METHODS, ('distill', 'label_teacher'): pipeline.LABEL_TEACHERS, ('teacher', 'schedule'): teacher.SCHEDULES,
              ('evaluate', 'protocol'): student.PROTOCOLS, ('evaluate', 'labels'): student.LABELS}
     for k,names in known.items():
