@@ -6,7 +6,7 @@
 __all__ = ['feature_stats', 'bn_distance', 'bn_layers', 'watch_bn', 'bn_loss', 'view_batch', 'recover', 'sre2l_batches',
            'sre2l_images', 'sre2l_provenance']
 
-# %% ../nbs/41_sre2l.ipynb #607067c1
+# %% ../nbs/41_sre2l.ipynb #191c8a57
 from .core import *
 from .augment import draw_views
 from .teacher import Teacher
@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 
-# %% ../nbs/41_sre2l.ipynb #a8dac152
+# %% ../nbs/41_sre2l.ipynb #60567bc6
 class _FeatureStats(torch.autograd.Function):
     "Channel mean and variance with a gradient in a single pass"
     @staticmethod
@@ -42,7 +42,7 @@ def feature_stats(
     "Channel statistics over images and places, differentiable"
     return _FeatureStats.apply(x)
 
-# %% ../nbs/41_sre2l.ipynb #2b7baaa7
+# %% ../nbs/41_sre2l.ipynb #d2b0fe7b
 def bn_distance(
     x:Tensor,      # What goes into a BatchNorm layer, (n, channels, ...)
     layer,         # The layer, or anything with `running_mean` and `running_var`, each (channels,)
@@ -71,7 +71,7 @@ def watch_bn(
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/41_sre2l.ipynb #a6d94824
+# %% ../nbs/41_sre2l.ipynb #aab6f191
 def _weighted(distances, first_bn): return first_bn*distances[0]+sum(distances[1:])
 
 def bn_loss(
@@ -84,7 +84,7 @@ def bn_loss(
     with watch_bn(model) as found: model(x)
     return _weighted(found, first_bn)
 
-# %% ../nbs/41_sre2l.ipynb #18d70788
+# %% ../nbs/41_sre2l.ipynb #f53a08e4
 def _lines(size, start, length, shift, mirror):
     "A (size, size) matrix that stretches pixels start..start+length to a whole side (bilinear), mirrors, and shifts around the edge"
     at = ((torch.arange(size)+.5)*length/size-.5).clamp(0, length-1)
@@ -105,7 +105,7 @@ def view_batch(
     rows, cols = _lines(size, t, h, shift[0], False).to(x), _lines(size, l, w, shift[1], flip).to(x)
     return (rows@x@cols.T).contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/41_sre2l.ipynb #7c8ba663
+# %% ../nbs/41_sre2l.ipynb #9291fe4c
 @contextmanager
 def _frozen(model):
     "Weights that ask for no gradient, and get their own flags back"
@@ -125,7 +125,7 @@ def _check_settings(**kw):
             accepted = 'a finite number above 0' if k=='lr' else 'above 0 and up to 1' if k=='min_scale' else 'a finite number from 0 up'
             raise InfoUtilError(f"{k} came as {v!r}; {accepted} is accepted; {usual} is the original's")
 
-# %% ../nbs/41_sre2l.ipynb #e0b76eea
+# %% ../nbs/41_sre2l.ipynb #c600b663
 _WHOLE = 32   # px; up to this side the original shows the whole image, unmirrored
 
 def _draw(seed, i, size, min_scale, shift, flip):
@@ -140,7 +140,7 @@ def _losses(model, x, y, first_bn, precision):
     if not found: raise TeacherError("no BatchNorm layer of the teacher was called; a network that runs its BatchNorm layers is accepted; choose another teacher")
     return F.cross_entropy(z.float(), y), _weighted(found, first_bn)
 
-# %% ../nbs/41_sre2l.ipynb #c0de151b
+# %% ../nbs/41_sre2l.ipynb #7da8f64c
 def recover(
     teacher:Teacher,            # Network with BatchNorm in eval mode, converged; nothing of it is changed
     x:Tensor,                   # Where to start: normalized (n, 3, size, size), usually noise; not changed
@@ -191,7 +191,7 @@ def _descend(teacher, x, loss, view, iterations, lr, bn_weight, watch, show_prog
     if x.isfinite().all(): return x.detach()
     raise TeacherError("the optimised images hold NaN or infinity; a teacher with finite weights is accepted; check the teacher, or lower lr")
 
-# %% ../nbs/41_sre2l.ipynb #91650e6c
+# %% ../nbs/41_sre2l.ipynb #20ac84d1
 def sre2l_batches(
     n_classes:int,    # Classes, 1 or more
     ipc:int,          # Images per class, 1 or more
@@ -203,7 +203,7 @@ def sre2l_batches(
     together = max(1, batch//n_classes)                     # images of each class in one batch
     return [(c[:, None]*ipc+i).flatten() for i in torch.arange(ipc).tensor_split(-(-ipc//together)) for c in torch.arange(n_classes).tensor_split(-(-n_classes//batch))]
 
-# %% ../nbs/41_sre2l.ipynb #543523c6
+# %% ../nbs/41_sre2l.ipynb #a6100249
 def _noise(seed, c, j, size): return torch.randn(3, size, size, generator=rng(seed, 'sre2l noise', c, j))
 
 @delegates(recover, but=['watch'])
@@ -212,8 +212,10 @@ def sre2l_images(
     n_classes:int,          # Classes of the teacher
     ipc:int,                # Images per class, 1 or more
     seed:int=0,             # Another seed, other noise and other views
+    iterations:int=1000,    # Steps of every batch, 1 or more
+    *,
     batch:int=100,          # Images optimised at once; statistics and memory grow with it, see `sre2l_batches`
-    **kwargs,               # Passed to `recover`: iterations, lr, bn_weight, first_bn, min_scale, shift, flip, precision, show_progress
+    **kwargs,               # Passed to `recover`: lr, bn_weight, first_bn, min_scale, shift, flip, precision, show_progress
 )->Tensor:                  # Raw pixels (n_classes*ipc, 3, size, size), uint8, class by class, on the CPU
     "Images of every class, recovered from `teacher` alone"
     if n_classes!=len(teacher.classes):
@@ -221,10 +223,10 @@ def sre2l_images(
     out = torch.empty(n_classes*ipc, 3, teacher.size, teacher.size, dtype=torch.uint8) if ipc>0 else None
     for k,ids in enumerate(sre2l_batches(n_classes, ipc, batch)):
         x = torch.stack([_noise(seed, *divmod(i, ipc), teacher.size) for i in ids.tolist()])
-        out[ids] = teacher.denormalize(recover(teacher, x, ids//ipc, seed_from(seed, 'sre2l', k), **kwargs)).cpu()
+        out[ids] = teacher.denormalize(recover(teacher, x, ids//ipc, seed_from(seed, 'sre2l', k), iterations=iterations, **kwargs)).cpu()
     return out
 
-# %% ../nbs/41_sre2l.ipynb #82847d76
+# %% ../nbs/41_sre2l.ipynb #f046a372
 def sre2l_provenance(
     n_classes:int,     # Classes, 1 or more
     ipc:int,           # Images per class, 1 or more
