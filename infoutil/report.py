@@ -10,7 +10,7 @@ __all__ = ['FACTORS', 'PUBLISHED', 'PUBLISHED_MEMORY', 'PUBLISHED_TEACHERS', 'ST
            'plot_label_teachers', 'plot_costs', 'read_sets', 'plot_sets', 'plot_maps', 'plot_scores', 'say',
            'show_table', 'show_picture', 'setting_table', 'config_table', 'notebook_page', 'make_report']
 
-# %% ../nbs/42_report.ipynb #04b3f8fb
+# %% ../nbs/42_report.ipynb #dd399ac8
 from .core import *
 from .core import _writing
 from .store import DistilledSet, StoreError
@@ -24,7 +24,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-# %% ../nbs/42_report.ipynb #6df4cd0e
+# %% ../nbs/42_report.ipynb #b382740d
 _TOY_GAIN = dict(random=0., rded=.03, infoutil=.06, herding=.01)    # invented
 
 def _toy_choice(images, method, ipc, label, seed):
@@ -53,7 +53,7 @@ def _toy_set(path, digits, method, ipc, seed):
     root = DistilledSet(torch.cat(images), y, tuple(map(str, range(len(digits)))), torch.zeros(len(y), 1, len(digits)), None, meta, origin).save(path)
     return json.loads((root/'infoutil.json').read_text())
 
-# %% ../nbs/42_report.ipynb #034c3ee9
+# %% ../nbs/42_report.ipynb #42a85baa
 def _toy_row(method, ipc, labels, teacher, seed, slug, nbytes):
     "A student with an invented accuracy"
     u = torch.randn(3, generator=rng('toy row', method, ipc, labels, teacher, seed)).tolist()
@@ -97,7 +97,7 @@ def _toy_grid(methods, ipcs, labels, teachers, seeds):
                 data='digits (invented accuracies)', classes=list(map(str, range(10))), size=32, test_images=355, label_teachers=known, versions=dict(infoutil='0.1.0', torch='2.6.0'), device='cpu, 1 thread',
                 teacher=dict(arch='convnet3', epoch=20, accuracy=.97, test_accuracy=.96, sha256='0'*64), note='An example: the images are real digits, every accuracy, time and memory is invented.')
 
-# %% ../nbs/42_report.ipynb #d72ef25f
+# %% ../nbs/42_report.ipynb #49904e8e
 class ResultsError(InfoUtilError):
     "A comparison that cannot be read"
 
@@ -127,7 +127,7 @@ def _row(text, where):
     if odd:=[k for k in ('stages', 'bytes') if row.get(k) is not None and not isinstance(row[k], dict)]: raise ResultsError(f"{where} has no JSON object as {odd[0]}; {_REDO}")
     return row
 
-# %% ../nbs/42_report.ipynb #e1e006a2
+# %% ../nbs/42_report.ipynb #46ac14b4
 def _results_file(path):
     p = Path(path)
     f = p/'results.jsonl' if p.is_dir() else p
@@ -164,7 +164,7 @@ def read_grid(
     try: return _parse(f.read_bytes(), f)
     except OSError as e: raise ResultsError(f"{f} cannot be read ({e.strerror}); a readable file is accepted; check its permissions") from e
 
-# %% ../nbs/42_report.ipynb #222325d3
+# %% ../nbs/42_report.ipynb #82b19ea3
 _TABLE1 = '''
 CIFAR-10 1 16.6 22.9 25.3 18.7 19.6 23.5 28.5
 CIFAR-10 10 29.3 37.1 53.8 33.7 38.4 50.2 54.1
@@ -189,7 +189,7 @@ ImageNet-1K 10 21.3 42.0 44.2 48.3 51.4 20.4 21.5
 ImageNet-1K 50 46.8 56.5 58.0 61.2 63.8 38.4 40.2'''
 _TABLE1_COLUMNS = (('SRe2L', 'ResNet-18'), ('RDED', 'ResNet-18'), ('InfoUtil', 'ResNet-18'), ('RDED', 'ResNet-101'), ('InfoUtil', 'ResNet-101'), ('RDED', 'ConvNet'), ('InfoUtil', 'ConvNet'))
 
-# %% ../nbs/42_report.ipynb #4ffd17c6
+# %% ../nbs/42_report.ipynb #d0a5f98d
 # table | data | students | method | what is special, one a value or one for all | images per class | top-1 %
 _TABLES = '''
 1|CIFAR-10|ConvNet|MTT||1/10/50|46.3/65.3/71.6
@@ -253,7 +253,7 @@ _TABLES = '''
 11|ImageWoof|ResNet-101|RDED|converged label teacher|1/10/50|19.6/31.3/59.1
 11|ImageWoof|ResNet-101|InfoUtil|converged label teacher|1/10/50|19.8/35.0/67.0'''
 
-# %% ../nbs/42_report.ipynb #ae03c310
+# %% ../nbs/42_report.ipynb #44777cba
 def _read_table1():
     for line in _TABLE1.split('\n')[1:]:
         data, ipc, *values = line.split()
@@ -274,7 +274,7 @@ PUBLISHED_TEACHERS = pd.DataFrame([('CIFAR-10', 'ResNet-18', 93.86), ('CIFAR-10'
     ('Tiny-ImageNet', 'ConvNet', 49.73), ('ImageNette', 'ResNet-18', 90.0), ('ImageNette', 'ConvNet', 89.6), ('ImageWoof', 'ResNet-18', 75.0), ('ImageWoof', 'ConvNet', 67.4), ('ImageNet-100', 'ResNet-18', 83.4),
     ('ImageNet-100', 'ConvNet', 72.82), ('ImageNet-1K', 'ConvNet', 43.6), ('ImageNet-1K', 'ResNet-18', 69.76)], columns=['data', 'network', 'accuracy'])
 
-# %% ../nbs/42_report.ipynb #a1b505f8
+# %% ../nbs/42_report.ipynb #0987b51e
 def _key(name):
     "A name without what differs between spellings"
     k = re.sub('[^a-z0-9]', '', str(name).lower())
@@ -299,7 +299,7 @@ def published(
     "The paper's figures for a setting"
     return _where(PUBLISHED, data=data, network=network, table=table, method=method, ipc=ipc)
 
-# %% ../nbs/42_report.ipynb #2d85250b
+# %% ../nbs/42_report.ipynb #da49f63e
 _COUNTS = ('ipc', 'epochs', 'test_images')      # factors in numerical order; the others as they first appear
 
 def _levels(frame, factor):
@@ -326,7 +326,7 @@ def holds(
     "What all rows of a frame have in common, in words"
     return _named({f: frame[f].iloc[0] for f in FACTORS if len(frame) and f not in varying(frame)})
 
-# %% ../nbs/42_report.ipynb #7fd16299
+# %% ../nbs/42_report.ipynb #45f0ad43
 def headline(
     frame:pd.DataFrame,   # Students
 )->pd.DataFrame:          # Those of the recipe that most students share; every method and every number of images per class of it
@@ -343,7 +343,7 @@ def summary(
     t = t.groupby(list(FACTORS), sort=False, dropna=False).agg(mean=('percent', 'mean'), std=('percent', 'std'), n=('seed', 'nunique'), best=('best', 'mean'))
     return t.reset_index() if t.best.notna().any() else t.reset_index().drop(columns='best')
 
-# %% ../nbs/42_report.ipynb #3fab05e5
+# %% ../nbs/42_report.ipynb #2fd2d5c2
 def _pm(values, spread='std'):
     "Percent with its spread as text; fewer than three repeats are marked"
     v = pd.Series(values, dtype=float).dropna()
@@ -386,7 +386,7 @@ def accuracy_table(
     cells = {(k[:len(rows)], k[len(rows):]): _pm(100*g[value].astype(float)) for k,g in groups if g[value].notna().any()}
     return _pivot(cells, frame, rows, columns, holds=holds(frame), unit='top-1 %, mean ± standard deviation over seeds')
 
-# %% ../nbs/42_report.ipynb #37f22016
+# %% ../nbs/42_report.ipynb #a265ea9e
 def _baseline(frame, to):
     "The row that differences are taken to: a label, or the first whose plain name it is"
     own = [*frame.method[frame.method==to], *frame.method[frame.base==to]]
@@ -419,7 +419,7 @@ def difference_table(
     cells |= {(k[:len(rows)], k[len(rows):]): '0' for k,_ in frame[frame.method==_baseline(frame, to)].groupby(rows+columns)}     # the row itself
     return _pivot(cells, frame, rows, columns, holds=holds(frame), unit=f'points of top-1 above {_baseline(frame, to)}, mean of pairs ± standard error; * marks more than two standard errors')
 
-# %% ../nbs/42_report.ipynb #87b35cd0
+# %% ../nbs/42_report.ipynb #2060af5d
 def _luck(n, width=2., steps=20000):
     "Chance that a t-statistic of n values exceeds `width` on either side though nothing differs"
     df = n-1
@@ -458,7 +458,7 @@ def claims(
     luck, pairs = sum(_luck(n) for n in judged.n), listed(sorted(judged.n.unique()))
     return out+[f"Points of top-1 ± standard error. Clear means more than two standard errors; if nothing differed at all, about {luck:.1f} of these {len(judged)} comparisons of {pairs} pairs would still be called clear by luck."]
 
-# %% ../nbs/42_report.ipynb #c3241286
+# %% ../nbs/42_report.ipynb #d8d0d233
 def _best_match(p):
     "One published figure for a cell: without a special condition, from the first table that has it"
     p = p[p.note==''].sort_values('table', kind='stable')
@@ -495,7 +495,7 @@ def _only_published(frame, rows, like):
     index = _index([k if isinstance(k, tuple) else (k,) for k in out], rows) if out else like.index[:0]
     return pd.DataFrame(list(out.values()), index, like.columns) if out else like.iloc[:0]
 
-# %% ../nbs/42_report.ipynb #f0016e24
+# %% ../nbs/42_report.ipynb #a6eac945
 STAGES = ('attribute', 'choose', 'label', 'student')
 
 def stage_frame(
@@ -545,7 +545,7 @@ def bytes_table(
     out.attrs |= dict(holds=holds(frame), unit='kilobytes on disk, mean over seeds')
     return out
 
-# %% ../nbs/42_report.ipynb #98220842
+# %% ../nbs/42_report.ipynb #0c50e141
 def curve_frame(
     frame:pd.DataFrame,   # Students
 )->pd.DataFrame:          # Rows with soft labels: the factors, label_epoch, mean and std (top-1 %), n; sorted by epoch
@@ -556,7 +556,7 @@ def curve_frame(
     t = t.groupby([*FACTORS, 'label_epoch'], sort=False).percent.agg(mean='mean', std='std', n='size').reset_index()
     return t.sort_values('label_epoch', kind='stable', ignore_index=True)
 
-# %% ../nbs/42_report.ipynb #ce98b3bd
+# %% ../nbs/42_report.ipynb #0f457e29
 def _flat(v): return ', '.join(str(i) for i in v if str(i)!='') if isinstance(v, tuple) else str(v)
 
 def to_markdown(
@@ -571,7 +571,11 @@ def to_markdown(
     rows = [line(k+[cell(v) for v in r]) for k,r in zip(keys, frame.itertuples(index=False, name=None))]
     return '\n'.join([line(names+[cell(_flat(c)) for c in frame.columns]), line(['---']*(len(names)+len(frame.columns))), *rows])
 
-def _cells(tag, values, cls=''): return ''.join(f'<{tag}{cls}>{html.escape("" if v is None or v!=v else str(v))}</{tag}>' for v in values)
+def _cells(tag, values, cls=''):
+    "Cells of a row; long labels may break after a colon or a comma"
+    text = [html.escape('' if v is None or v!=v else str(v)) for v in values]
+    if tag=='th': text = [re.sub('([:,])(?=[^ ])', lambda m: m[0]+'<wbr>', v) for v in text]
+    return ''.join(f'<{tag}{cls}>{v}</{tag}>' for v in text)
 
 def _head_html(frame):
     "The rows of a table's head: the names of the index stand in the last one, those of the columns before it"
@@ -598,11 +602,11 @@ def table_html(
     "A frame as HTML, everything in it escaped"
     notes = [frame.attrs.get('unit', ''), frame.attrs.get('holds', '')]
     note = html.escape('. '.join(n[0].upper()+n[1:] for n in notes if n))
-    words = ' class="words"' if frame.shape[1]==1 else ''            # a single column of text may wrap
+    words = ' class="words"' if any(len(str(v))>40 for v in frame.to_numpy().flat) else ''     # sentences may wrap, numbers not
     return (f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption><div class="scroll" role="region" tabindex="0" aria-label="{html.escape(caption or "table")}">'
             f'<table{words}>\n<thead>\n{_head_html(frame)}\n</thead>\n<tbody>\n{_body_html(frame)}\n</tbody>\n</table></div>'+(f'<p class="note">{note}.</p>' if note else '')+'</figure>')
 
-# %% ../nbs/42_report.ipynb #8d242b44
+# %% ../nbs/42_report.ipynb #f7536334
 _COLOURS, _MARKERS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#8C6D31', '#56B4E9', '#7A3E9D'), 'osD^vPX*<>'
 _DASHES, _HATCHES = ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1))), ('', '///', '...', 'xxx', '\\\\\\', '+++', 'ooo')
 
@@ -647,7 +651,7 @@ def _ordered(frame):
     for f in reversed(('method', 'ipc')): t = t.sort_values(f, key=lambda c: c.map({v:i for i,v in enumerate(_levels(frame, f))}), kind='stable')
     return t.reset_index(drop=True)
 
-# %% ../nbs/42_report.ipynb #78eab0b8
+# %% ../nbs/42_report.ipynb #045e51d3
 def plot_accuracy(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -669,7 +673,7 @@ def _dots(t, by, ax):
     ax.set_yticks(range(len(t)), names); ax.set_ylim(len(t)-.5, -.5); ax.set(xlabel=f'top-1 on test images, %, at {t.ipc.iloc[0]} images per class'); ax.grid(axis='x', alpha=.3)
     return ax
 
-# %% ../nbs/42_report.ipynb #6357466e
+# %% ../nbs/42_report.ipynb #7e85db94
 def plot_bytes(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -687,7 +691,7 @@ def plot_bytes(
     if hi/lo<10: ax.set_xticks(ticks:=[float(f'{lo*(hi/lo)**((i+.5)/3):.2g}') for i in range(3)], [f'{v:g}' for v in ticks]); ax.minorticks_off()
     return ax
 
-# %% ../nbs/42_report.ipynb #69340b3c
+# %% ../nbs/42_report.ipynb #9bee8188
 def plot_label_teachers(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -704,7 +708,7 @@ def plot_label_teachers(
     ax.set(xlabel='epochs that the label teacher was trained', ylabel='top-1 on test images, %'); ax.grid(axis='y', alpha=.3)
     return ax
 
-# %% ../nbs/42_report.ipynb #78a70431
+# %% ../nbs/42_report.ipynb #ade38aa2
 def plot_costs(
     frame:pd.DataFrame,    # Students of one recipe, see `headline`
     what:str='seconds',    # 'seconds', stacked stage by stage, or 'memory', a mark a stage
@@ -728,7 +732,7 @@ def plot_costs(
     _legend(ax, own)
     return ax
 
-# %% ../nbs/42_report.ipynb #35d91e48
+# %% ../nbs/42_report.ipynb #b75ed98e
 def read_sets(
     path,                 # Directory of a comparison
     frame:pd.DataFrame,   # Students, see `headline`
@@ -767,7 +771,7 @@ def plot_sets(
     ax.set_xticks([left[c*per]+(per*(s+gap)-gap)/2 for c in range(classes)], [_plain_text(n, 12) for n in first.classes[:classes]]); ax.xaxis.tick_top()
     return ax
 
-# %% ../nbs/42_report.ipynb #2deec6f0
+# %% ../nbs/42_report.ipynb #f753968d
 def _patches(ds):
     "Every patch of a set with its record of origin, in the order of provenance.jsonl"
     tiles = split_mosaics(ds.images, ds.factor)
@@ -817,7 +821,7 @@ def plot_scores(
         a.yaxis.get_major_locator().set_params(integer=True)
     return list(axs[:, 0])
 
-# %% ../nbs/42_report.ipynb #e52c9a45
+# %% ../nbs/42_report.ipynb #88f22ca3
 def _display(text):
     from IPython.display import display, HTML
     display(HTML(text))
@@ -851,7 +855,7 @@ def show_picture(
     below = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
     _display(f'<figure class="picture"><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(raw.getvalue()).decode()}">{below}</figure>')
 
-# %% ../nbs/42_report.ipynb #bc85c355
+# %% ../nbs/42_report.ipynb #8cde30f0
 def _share(v): return f'{100*v:.1f} %' if isinstance(v, (int, float)) and v==v else 'unknown'
 
 def _about_network(d):
@@ -875,7 +879,7 @@ def setting_table(
     rows += [('versions', ', '.join(f'{k} {v}' for k,v in (grid.get('versions') or {}).items()))] if grid.get('versions') else []
     return pd.DataFrame([v for _,v in rows], pd.Index([k for k,_ in rows]), ['setting'])
 
-# %% ../nbs/42_report.ipynb #ddc99a1d
+# %% ../nbs/42_report.ipynb #b79b6b5e
 def config_table(
     grid:dict,         # See `read_grid`
 )->pd.DataFrame:       # A row a setting, its value as text
@@ -885,7 +889,7 @@ def config_table(
     t = pd.DataFrame([told(v) for v in config.values()], pd.Index(list(map(str, config))), ['value'])
     return t
 
-# %% ../nbs/42_report.ipynb #45dd6d1f
+# %% ../nbs/42_report.ipynb #e4624cac
 _CSS = '''
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -917,11 +921,11 @@ img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
 td, thead th { white-space: nowrap; }
-tbody th { font-weight: 600; max-width: 10rem; overflow-wrap: anywhere; }
+tbody th { font-weight: 600; overflow-wrap: break-word; }
 tbody th:first-child { position: sticky; left: 0; background: #fdfdfc; }
 thead th { border-bottom: 1px solid #777; }
 thead th.name { font-weight: 400; color: #444; }
-.words td { white-space: normal; overflow-wrap: anywhere; }
+.words td { white-space: normal; overflow-wrap: break-word; }
 footer { margin-top: 3rem; padding-top: .6rem; border-top: 1px solid #ccc; font-size: .85rem; color: #444; }
 .prompt, .anchor-link { display: none; }
 @media (max-width: 30rem) { body { padding: .8rem .9rem 2rem; } h1 { font-size: 1.45rem; } nav ol { columns: 1; } }
@@ -932,13 +936,13 @@ footer { margin-top: 3rem; padding-top: .6rem; border-top: 1px solid #ccc; font-
   h1, h2, h3, figcaption { break-after: avoid; }
   figure.picture, tr, li { break-inside: avoid; }
   thead { display: table-header-group; }
-  .picture img { max-width: 12cm; }
-  .scroll { overflow: visible; background: none; }
-  table { font-size: 8.5pt; } td { white-space: normal; }
+  .picture img { max-width: 10cm; max-height: 20cm; }
+  .scroll, .output_html { overflow: visible; background: none; }
+  table { font-size: 8.5pt; } td, thead th, tbody th:first-child { white-space: normal; position: static; background: none; padding: .2rem .4rem; }
   a { color: inherit; text-decoration: none; }
 }'''
 
-# %% ../nbs/42_report.ipynb #b355d671
+# %% ../nbs/42_report.ipynb #0d0d2957
 _MARK = '<meta name="generator" content="infoutil report">'
 # the policy makes browsers refuse scripts and everything that lies elsewhere, whatever a notebook's outputs say
 _SHELL = '''<!DOCTYPE html>
@@ -991,7 +995,7 @@ def notebook_page(
     head, cut, rest = body.partition('</h1>')
     return _SHELL.format(mark=_MARK, title=html.escape(title), css=_CSS, head=head+cut if cut else '', toc=toc, body=rest if cut else body, version=version('infoutil'))
 
-# %% ../nbs/42_report.ipynb #09ca0b52
+# %% ../nbs/42_report.ipynb #325fb98b
 def _write_text(path, text):
     "Write a file under a temporary name, then rename"
     tmp = path.with_name(path.name+f'.tmp{os.getpid()}')
@@ -1028,7 +1032,7 @@ def _check_places(f, page, force):
     if page.exists() and _MARK.encode() not in page.read_bytes()[:2000]:
         raise OutputError(f"{page} was not written by `infoutil report`; an older report is replaced and nothing else; choose another name")
 
-# %% ../nbs/42_report.ipynb #dc585ad0
+# %% ../nbs/42_report.ipynb #fe8058f8
 def _execute(nb, folder):
     "Run a notebook in `folder` with this Python"
     from jupyter_client.kernelspec import KernelSpecManager

@@ -18,4 +18,6 @@ with tempfile.TemporaryDirectory() as tmp:
     old, new = tree(root), tree(copy)
     changed = sorted(k for k in old.keys()|new.keys() if old.get(k)!=new.get(k))
 if changed: sys.exit(f"nbdev-clean and nbdev-export change {', '.join(changed)}; run `make export` and commit")
+if (root/'infoutil'/'templates'/'report.ipynb').read_bytes()!=(root/'nbs'/'templates'/'report.ipynb').read_bytes():
+    sys.exit('infoutil/templates/report.ipynb is not nbs/templates/report.ipynb; run nbs/42_report.ipynb and commit')
 print(f'{len(old)} notebooks and modules agree')

@@ -1,0 +1,230 @@
+"Reports of every kind of comparison: the published figures are the paper's, the numbers on the page are those of the tables, and the page stands alone"
+import html, json, re, shutil, subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+import matplotlib.pyplot as plt, nbformat, pandas as pd, pytest
+import infoutil.report as R
+from infoutil.core import InfoUtilError, OutputError
+from infoutil.report import *
+
+root = Path(__file__).parents[1]
+
+# -- published figures ------------------------------------------------------------------------------------------------
+
+def test_totals_of_the_tables():
+    "Sums taken from the paper's tables by another way of reading them"
+    main = PUBLISHED[(PUBLISHED.table==1)&PUBLISHED.method.isin(['SRe2L', 'RDED', 'InfoUtil'])].groupby(['method', 'network']).accuracy.sum().round(1).to_dict()
+    assert main=={('SRe2L', 'ResNet-18'): 488.4, ('RDED', 'ResNet-18'): 864.3, ('InfoUtil', 'ResNet-18'): 1000.4, ('RDED', 'ResNet-101'): 772.7, ('InfoUtil', 'ResNet-101'): 903.9,
+                  ('RDED', 'ConvNet'): 819.5, ('InfoUtil', 'ConvNet'): 910.4}
+    assert PUBLISHED.groupby('table').accuracy.sum().round(1).to_dict()=={1: 6709.8, 2: 771.6, 3: 255.9, 4: 407.5, 5: 404.4, 6: 715.5, 7: 1091.6, 8: 195.4, 9: 395.7, 10: 41.1, 11: 739.4}
+
+SPOTS = [(1, 'cifar10', 'convnet3', 'infoutil', 10, '', 54.1), (1, 'imagenet100', 'resnet101', 'rded', 50, '', 66.0), (1, 'imagenet1k', 'resnet18', 'sre2l', 1, '', 0.1), (1, 'cifar10', 'convnet3', 'tesla', 1, '', 48.5),
+         (2, 'imagenet1k', 'mobilenet_v2', 'infoutil', 10, 'teacher ResNet-18', 37.1), (2, 'imagenet1k', 'swin_v2_t', 'rded', 10, 'teacher VGG-11', 7.8), (3, 'imagenet1k', 'resnet18', 'd3s', 50, '', 50.3),
+         (4, 'imagenette', '', 'rded', 50, 'continual, step 3', 20.1), (5, 'tinyimagenet', 'resnet18', 'infoutil', 200, '', 62.0), (6, 'imagenette', 'resnet18', 'infoutil', 50, 'random crop, gradient norm', 85.0),
+         (7, 'imagewoof', 'resnet18', 'infoutil', 10, 'without noise', 40.0), (8, 'imagenet1k', 'resnet18', 'grad_cam', 10, '', 30.4), (9, 'cifar100', 'convnet3', 'herding', 50, '', 33.7),
+         (9, 'cifar10', 'convnet3', 'forgetting', 1, '', 13.5), (10, 'tinyimagenet', 'resnet18', 'kmeans', 10, '', 8.9), (11, 'imagewoof', 'resnet18', 'infoutil', 50, 'converged label teacher', 69.2)]
+
+@pytest.mark.parametrize('table, data, network, method, ipc, note, accuracy', SPOTS)
+def test_spots(table, data, network, method, ipc, note, accuracy):
+    p = published(data, network, table, method, ipc)
+    assert p[p.note==note].accuracy.tolist()==[accuracy]
+
+@pytest.mark.parametrize('table, note', [(7, 'with noise'), (11, 'converged label teacher'), (6, 'Shapley crop, gradient norm')])
+def test_tables_agree_where_the_paper_repeats_itself(table, note):
+    p = PUBLISHED[(PUBLISHED.table==table)&(PUBLISHED.note==note)]
+    if table==11: p = p[p.method=='RDED']
+    if table==6:  p = p[~((p.data=='ImageWoof')&(p.ipc==1))]       # the paper's own slip: another number of images under that head
+    both = p.merge(PUBLISHED[PUBLISHED.table==1], on=['data', 'ipc', 'network', 'method'])
+    assert len(both)==len(p) and (both.accuracy_x==both.accuracy_y).all()
+
+# -- every kind of directory ------------------------------------------------------------------------------------------
+
+def rewritten(path, rows=None, grid=None):
+    "A comparison whose rows, or whose settings, are changed"
+    f = path/'results.jsonl'
+    if rows: f.write_text(''.join(json.dumps(r)+'\n' for r in (rows(json.loads(l)) for l in f.read_text().splitlines()) if r))
+    if grid: (path/'compare.json').write_text(json.dumps(grid(json.loads((path/'compare.json').read_text()))))
+    return path
+
+def template(path, monkeypatch):
+    "What the template shows for a directory, as HTML, run in this process"
+    shown = []
+    monkeypatch.setattr(R, '_display', shown.append)
+    monkeypatch.chdir(path)
+    names = {}
+    for c in R._fresh_notebook().cells:
+        if c.cell_type=='code': exec(compile(c.source, c.source.split('\n')[0], 'exec'), names)
+    assert not plt.get_fignums(), 'a figure was left open'
+    return '\n'.join(shown)
+
+NASTY = '<script>alert(1)</script>|$x$'
+
+def named(r):
+    if r['method']=='rded': r.update(method='my_method', base='my_method')
+    return r
+
+KINDS = dict(
+    usual        = (dict(), None, None, ['clearly above random', 'Points above RDED', 'no figures for this data', 'attribution maps with the window']),
+    one_cell     = (dict(methods=('random',), ipcs=(1,), labels=('hard',), seeds=1, sets=False), None, None, ['There is one method', 'Every recipe here has 1 image per class', 'same labels: hard', '(n=1)', 'no set of 1 images']),
+    one_ipc      = (dict(ipcs=(3,), labels=('online',), teachers=('converged',)), None, None, ['Every recipe here has 3 images per class', 'same labels: online']),
+    two_seeds    = (dict(seeds=2, sets=False), None, None, ['too few seeds to tell from random', '(n=2)']),
+    own_method   = (dict(ipcs=(1, 2)), named, None, ['my_method']),
+    published    = (dict(ipcs=(1, 10), sets=False), lambda r: {**r, 'data': 'cifar10'}, None, ['54.1 (Table 1)', '14.4 (Table 9)', 'DATM (published)', 'context, not competitors', '82.2 %']),
+    many_teachers= (dict(methods=('random', 'infoutil'), labels=('online', 'hard'), teachers=('epoch_001', 'epoch_005', 'converged'), sets=False), None, None, ['Figure 4', 'epoch_005']),
+    no_costs     = (dict(sets=False), lambda r: {**r, 'stages': None, 'bytes': None, 'best': None, 'label_epoch': None}, None, ['does not say what its stages took', 'does not say how many bytes']),
+    no_memory    = (dict(sets=False), lambda r: {**r, 'stages': {k: dict(seconds=v['seconds'], peak_bytes=None) for k,v in r['stages'].items()}}, None, ['does not report peak memory']),
+    bare_grid    = (dict(sets=False), None, lambda g: dict(schema=1), ['unknown', 'Nothing was measured']),
+    two_archs    = (dict(ipcs=(1,), sets=False), lambda r: {**r, 'arch': 'convnet3' if r['seed'] else 'resnet18'}, None, ['Top-1 of every recipe with the same labels', 'resnet18']),
+    nasty        = (dict(ipcs=(1,), seeds=1, sets=False), lambda r: {**r, 'method': r['method'] if r['method']=='random' else NASTY+r['method'], 'data': NASTY, 'set': '../../../etc'}, lambda g: {**g, 'note': NASTY, 'config': {NASTY: NASTY}}, []))
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_template_adapts(kind, tmp_path, monkeypatch):
+    keywords, rows, grid, wanted = KINDS[kind]
+    text = template(rewritten(toy_comparison(tmp_path/'c', **keywords), rows, grid), monkeypatch)
+    plain = html.unescape(text)
+    for w in wanted: assert w in plain, w
+    assert '<script' not in text and 'nan' not in re.sub('base64,[^"]*', '', text)
+    monkeypatch.chdir(root)                        # the tables on the page are those of the functions
+    head = headline(read_results(tmp_path/'c'))
+    for v in accuracy_table(head).to_numpy().flat: assert html.escape(v) in text
+
+def test_a_missing_random_row(tmp_path, monkeypatch):
+    "The contract has one always; a directory without is told so in a sentence"
+    d = rewritten(toy_comparison(tmp_path/'c', sets=False), lambda r: {**r, 'method': 'x'+r['method'], 'base': 'x'+r['base']})
+    assert 'no random row' in template(d, monkeypatch)
+
+# -- the files --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A comparison with its report"
+    d = toy_comparison(tmp_path_factory.mktemp('report')/'c', ipcs=(1, 4), seeds=3)
+    assert make_report(d)==d/'report.html'
+    return d
+
+class Outline(HTMLParser):
+    "Tags that are opened and closed, attributes, and text"
+    VOID = {'meta', 'img', 'br', 'hr', 'input', 'link'}
+    def __init__(self, text):
+        super().__init__(); self.open, self.tags, self.texts = [], [], []
+        self.feed(text); self.close()
+        assert not self.open, f'never closed: {self.open}'
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID: self.open.append(tag)
+    def handle_endtag(self, tag):
+        if tag in self.VOID: return
+        assert self.open and self.open[-1]==tag, f'</{tag}> inside {self.open[-3:]}'
+        self.open.pop()
+    def handle_data(self, data): self.texts.append(data)
+
+def test_page_is_sound_and_stands_alone(made):
+    text = (made/'report.html').read_text(encoding='utf-8')
+    page = Outline(text)
+    find = lambda tag: [a for t,a in page.tags if t==tag]
+    assert text.startswith('<!DOCTYPE html>') and find('html')==[{'lang': 'en'}] and len(find('title'))==1 and len(find('h1'))==1
+    assert any(a.get('name')=='viewport' for a in find('meta')) and '@media print' in text
+    assert not {t for t,_ in page.tags} & {'script', 'link', 'iframe', 'object', 'embed', 'base', 'form'}
+    assert find('img') and all(a['src'].startswith('data:image/png;base64,') and a['alt'] for a in find('img'))
+    ids = [a['id'] for _,a in page.tags if 'id' in a]
+    assert len(ids)==len(set(ids))
+    assert find('a') and all(a['href'][:1]=='#' and a['href'][1:] in ids for a in find('a'))
+    assert not [v for _,a in page.tags for k,v in a.items() if k in ('src', 'href', 'srcset', 'style', 'data') and re.search('https?:|//', v.partition('base64,')[0])]
+    style = re.search('<style>(.*?)</style>', text, re.S)[1]
+    assert 'url(' not in style and '@import' not in style
+    assert str(made) not in text and 'Traceback' not in text
+
+def test_notebook_can_be_opened_and_made_again(made):
+    nb = nbformat.read(made/'report.ipynb', 4)
+    nbformat.validate(nb)
+    assert not [c for c in nb.cells if c.source.startswith('#| hide')] and all(c.get('outputs') is not None for c in nb.cells if c.cell_type=='code')
+    assert not [p for p in made.iterdir() if '.tmp' in p.name]
+
+def test_made_again_and_the_changed_notebook_is_kept(made, tmp_path, monkeypatch):
+    d = shutil.copytree(made, tmp_path/'c')
+    monkeypatch.setattr(R, '_execute', lambda nb, folder: nb)              # what runs is tested above
+    before = (d/'report.ipynb').read_bytes()
+    make_report(d)                                                         # unchanged: replaced
+    nb = nbformat.reads(before.decode(), 4)
+    for c in nb.cells: c.pop('outputs', None) if c.cell_type!='code' else c.update(outputs=[])
+    nbformat.write(nb, d/'report.ipynb'); make_report(d)                   # other outputs are no change
+    nb.cells[3].source += '\n# mine'
+    nbformat.write(nb, d/'report.ipynb')
+    mine, page = (d/'report.ipynb').read_bytes(), (d/'report.html').read_bytes()
+    with pytest.raises(OutputError, match='was changed'): make_report(d)
+    assert (d/'report.ipynb').read_bytes()==mine and (d/'report.html').read_bytes()==page
+    make_report(d, execute=False)
+    assert (d/'report.ipynb').read_bytes()==mine
+    make_report(d, force=True)
+    assert b'# mine' not in (d/'report.ipynb').read_bytes()
+
+def test_other_places(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(R, '_execute', lambda nb, folder: nb)
+    d = shutil.copytree(made, tmp_path/'c')
+    (d/'report.html').unlink()
+    assert make_report(d, out=tmp_path/'page.html')==tmp_path/'page.html' and not (d/'report.html').exists()
+    make_report(d, out=tmp_path/'page.html')
+    (tmp_path/'letter.html').write_text('<p>Dear')
+    with pytest.raises(OutputError, match='was not written by'): make_report(d, out=tmp_path/'letter.html', force=True)
+    with pytest.raises(OutputError, match='is a directory'): make_report(d, out=tmp_path)
+    with pytest.raises(InfoUtilError, match='no file'): make_report(tmp_path/'nowhere')
+
+def test_a_failing_cell_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    d = toy_comparison(tmp_path/'c', sets=False)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise ValueError('two\\nlines')")])
+    monkeypatch.setattr(R, '_fresh_notebook', lambda: nb)
+    with pytest.raises(InfoUtilError, match='stopped with ValueError: two lines; .*nothing was written') as e: make_report(d)
+    assert '\n' not in str(e.value)
+    assert sorted(p.name for p in d.iterdir())==['compare.json', 'results.jsonl']
+
+def test_an_interrupted_write_leaves_the_old_page(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(R, '_execute', lambda nb, folder: nb)
+    d = shutil.copytree(made, tmp_path/'c')
+    page = (d/'report.html').read_bytes()
+    def full(*_): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(R.os, 'replace', full)
+    with pytest.raises(OutputError, match='No space left'): make_report(d)
+    assert (d/'report.html').read_bytes()==page and not [p for p in d.iterdir() if '.tmp' in p.name]
+
+# -- a real browser ---------------------------------------------------------------------------------------------------
+
+CHROMIUM = next((p for n in ('chromium', 'chromium-browser', 'google-chrome', 'chrome') if (p:=shutil.which(n))), None)
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND']
+INNER = '''<script>addEventListener('load', () => { const r = document.documentElement; parent.postMessage({ wide: r.scrollWidth, room: r.clientWidth, lost: [...document.images].filter(i => !i.naturalWidth).length,
+  loads: performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:')) }, '*') })</script></body>'''
+OUTER = '''<!DOCTYPE html><html><body><iframe src="inner.html" style="width:%dpx;height:800px;border:0"></iframe>
+<script>addEventListener('message', e => { document.documentElement.dataset.probe = JSON.stringify(e.data) })</script></body></html>'''
+
+def dump(page, home):
+    "The DOM of a page after it has run"
+    run = subprocess.run([CHROMIUM, *FLAGS, f'--user-data-dir={home}', '--virtual-time-budget=5000', '--dump-dom', page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert run.returncode==0, run.stderr[-500:]
+    return run.stdout
+
+def probe(text, width, tmp_path):
+    "What a browser says of a page in a frame of `width` pixels: it refuses narrow windows, and the page's own policy refuses the probe"
+    home = tmp_path/f'w{width}'
+    home.mkdir()
+    (home/'inner.html').write_text(re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', '', text).replace('</body>', INNER), encoding='utf-8')
+    (home/'outer.html').write_text(OUTER%width)
+    return json.loads(html.unescape(re.search('data-probe="([^"]*)"', dump(home/'outer.html', home/'user'))[1]))
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine (Debian: apt-get install chromium)')
+class TestBrowser:
+    def test_numbers_are_there(self, made, tmp_path):
+        dom = dump(made/'report.html', tmp_path/'user')
+        head = headline(read_results(made))
+        shown = re.findall('<td>([^<]*)</td>', dom)
+        for t in (accuracy_table(head), difference_table(head), cost_table(head)):
+            for v in t.to_numpy().flat: assert v in shown, v
+
+    @pytest.mark.parametrize('width', [320, 390, 1200])
+    def test_nothing_is_wider_than_the_window(self, made, tmp_path, width):
+        got = probe((made/'report.html').read_text(encoding='utf-8'), width, tmp_path)
+        assert width-20<=got['room']<=width and got['wide']<=got['room'] and got['lost']==0
+
+    def test_nothing_is_loaded(self, made, tmp_path):
+        text = (made/'report.html').read_text(encoding='utf-8')
+        assert probe(text, 390, tmp_path)['loads']==[]
+        seen = probe(text.replace('</main>', '<img src="http://example.invalid/a.png"></main>'), 391, tmp_path)      # the probe would notice
+        assert seen['loads']==['http://example.invalid/a.png'] and seen['lost']==1
