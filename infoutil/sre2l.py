@@ -60,6 +60,7 @@ def bn_layers(
     raise TeacherError(f"the teacher ({type(model).__name__}) came without BatchNorm layers; SRe2L accepts networks that keep BatchNorm statistics, such as convnet3, resnet18, "
                        "mobilenet_v2, efficientnet_b0 or vgg11_bn, and no vit, swin, convnext or plain vgg; train a teacher of one of those (--arch) or choose another method")
 
+# %% ../nbs/41_sre2l.ipynb #4d5513b6
 @contextmanager
 def watch_bn(
     model:nn.Module,   # A network with BatchNorm, in eval mode
@@ -140,6 +141,32 @@ def _losses(model, x, y, first_bn, precision):
     if not found: raise TeacherError("no BatchNorm layer of the teacher was called; a network that runs its BatchNorm layers is accepted; choose another teacher")
     return F.cross_entropy(z.float(), y), _weighted(found, first_bn)
 
+# %% ../nbs/41_sre2l.ipynb #5d89b9d7
+def _objective(teacher, x, y, first_bn, precision):
+    "The loss of a view as a function, after a look at what came"
+    check_eval(teacher.model); check_batch(x, y); check_labels(y, len(teacher.classes)); bn_layers(teacher.model)
+    check_choice('precision', precision, PRECISIONS)
+    if x.shape[1:]!=(3, teacher.size, teacher.size):
+        raise InfoUtilError(f"a start of {tuple(x.shape)} came; (n, 3, {teacher.size}, {teacher.size}) is accepted, the teacher's size; resize it")
+    y = y.to(device_of(teacher.model))
+    return lambda v: _losses(teacher.model, v, y, first_bn, precision)
+
+# %% ../nbs/41_sre2l.ipynb #9b4c0121
+def _descend(teacher, x, loss, view, iterations, lr, bn_weight, watch, show_progress):
+    "Adam on pixels"
+    lo, hi = teacher.normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1))
+    x = x.detach().float().to(lo.device, copy=True).requires_grad_()
+    opt = torch.optim.Adam([x], lr, betas=(0.5, 0.9))
+    for i in (progress_bar(range(iterations), leave=False) if show_progress else range(iterations)):
+        opt.param_groups[0]['lr'] = lr*0.5*(1+math.cos(math.pi*i/iterations))
+        ce, bn = loss(view_batch(x, *view(i)))
+        watch(i, x.detach(), ce.detach(), bn.detach())
+        x.grad, = torch.autograd.grad(ce+bn_weight*bn, x)
+        opt.step()
+        with torch.no_grad(): x.copy_(x.clamp(lo, hi))
+    if x.isfinite().all(): return x.detach()
+    raise TeacherError("the optimised images hold NaN or infinity; a teacher with finite weights is accepted; check the teacher, or lower lr")
+
 # %% ../nbs/41_sre2l.ipynb #7da8f64c
 def recover(
     teacher:Teacher,            # Network with BatchNorm in eval mode, converged; nothing of it is changed
@@ -166,30 +193,6 @@ def recover(
     view = lambda i: _draw(seed, i, teacher.size, min_scale, shift, flip)
     with _frozen(teacher.model), torch.enable_grad():
         return _descend(teacher, x, loss, view, iterations, lr, bn_weight, watch or (lambda *a: None), show_progress)
-
-def _objective(teacher, x, y, first_bn, precision):
-    "The loss of a view as a function, after a look at what came"
-    check_eval(teacher.model); check_batch(x, y); check_labels(y, len(teacher.classes)); bn_layers(teacher.model)
-    check_choice('precision', precision, PRECISIONS)
-    if x.shape[1:]!=(3, teacher.size, teacher.size):
-        raise InfoUtilError(f"a start of {tuple(x.shape)} came; (n, 3, {teacher.size}, {teacher.size}) is accepted, the teacher's size; resize it")
-    y = y.to(device_of(teacher.model))
-    return lambda v: _losses(teacher.model, v, y, first_bn, precision)
-
-def _descend(teacher, x, loss, view, iterations, lr, bn_weight, watch, show_progress):
-    "Adam on pixels"
-    lo, hi = teacher.normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1))
-    x = x.detach().float().to(lo.device, copy=True).requires_grad_()
-    opt = torch.optim.Adam([x], lr, betas=(0.5, 0.9))
-    for i in (progress_bar(range(iterations), leave=False) if show_progress else range(iterations)):
-        opt.param_groups[0]['lr'] = lr*0.5*(1+math.cos(math.pi*i/iterations))
-        ce, bn = loss(view_batch(x, *view(i)))
-        watch(i, x.detach(), ce.detach(), bn.detach())
-        x.grad, = torch.autograd.grad(ce+bn_weight*bn, x)
-        opt.step()
-        with torch.no_grad(): x.copy_(x.clamp(lo, hi))
-    if x.isfinite().all(): return x.detach()
-    raise TeacherError("the optimised images hold NaN or infinity; a teacher with finite weights is accepted; check the teacher, or lower lr")
 
 # %% ../nbs/41_sre2l.ipynb #20ac84d1
 def sre2l_batches(
