@@ -1,0 +1,130 @@
+"The comparison: one grid, equal recipes, nothing done twice, and refusals before any work"
+import json, os, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+import pytest, torch
+from infoutil.cli import main
+from infoutil.compare import TABLES, _Bench, _cells, _finished, compare, paper_grid, parse_method
+from infoutil.core import InfoUtilError, OutputError, TeacherError
+from infoutil.data import Split, load_data
+from infoutil.pipeline import METHODS
+from infoutil.report import read_grid, read_results
+from infoutil.selection import Crops, top_crops
+from infoutil.store import DistilledSet
+from infoutil.teacher import train_teacher
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+    d = tmp_path_factory.mktemp('compare')
+    data = load_data('digits', dest=d)
+    train_teacher(data, d/'teacher', 'convnet3', 32, epochs=2, early_epoch=1, checkpoints=(1, 2), show_progress=False, device='cpu')
+    return dict(dir=d, data=data, folder=str(d/'digits'), teacher=str(d/'teacher'))
+
+small = dict(ipc=[1], epochs=1, candidates=6, repeats=1, show_progress=False, device='cpu')
+
+def lines(out): return [json.loads(l) for l in (Path(out)/'results.jsonl').read_text().splitlines()]
+
+def bare(row): return {k:v for k,v in row.items() if k not in ('stages', 'device')}
+
+def test_every_method_takes_part(world, tmp_path):
+    "One keyword each, the same types, and no method's images are another's"
+    frame = compare(world['data'], world['teacher'], tmp_path/'all', methods=list(METHODS), factor=2, iterations=3, **small)
+    assert set(frame.base)==set(METHODS) and frame.accuracy.between(0, 1).all()
+    images = {m: DistilledSet.load(tmp_path/'all'/'sets'/s, with_teacher=False).images for m,s in zip(frame.method, frame['set'])}
+    same = [(a, b) for a in images for b in images if a<b and torch.equal(images[a], images[b])]
+    assert not same, same
+
+def test_every_table_is_one_call(world):
+    for n in TABLES:
+        g = paper_grid(n)
+        assert all(parse_method(m) for m in g['methods']) and any(parse_method(m).base=='random' for m in g['methods'])
+
+def test_workers_find_what_one_process_finds(world, tmp_path):
+    kw = dict(methods=['rded', 'infoutil'], labels=['online', 'stored', 'hard'], repeats=2, **{k:v for k,v in small.items() if k!='repeats'})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)                                  # workers have one each
+    try: one = compare(world['data'], world['teacher'], tmp_path/'one', **kw)
+    finally: torch.set_num_threads(threads)
+    two = compare(world['data'], world['teacher'], tmp_path/'two', jobs=2, **kw)
+    key = lambda t: t.sort_values(['method', 'labels', 'seed'])[['method', 'labels', 'seed', 'accuracy']].values.tolist()
+    assert key(one)==key(two) and len(one)==3*3*2
+
+def test_killed_and_started_again(world, tmp_path):
+    "SIGKILL between two students: what is finished stays, is not repeated, and the rest comes out as in an undisturbed run"
+    kw = ['compare', world['folder'], '--teacher', world['teacher'], '--methods', 'rded', '--ipc', '1,2', '--epochs', '2', '--candidates', '6', '--repeats', '2', '--jobs', '1']
+    out, whole = tmp_path/'killed', tmp_path/'whole'
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    p = subprocess.Popen([sys.executable, '-m', 'infoutil.cli', *kw, '-o', str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    t0 = time.time()
+    while (not (out/'results.jsonl').exists() or (out/'results.jsonl').read_text().count('\n')<2) and p.poll() is None and time.time()-t0<120: time.sleep(.05)
+    assert p.poll() is None, 'it ended before it could be killed'
+    p.send_signal(signal.SIGKILL); p.wait()
+    before = (out/'results.jsonl').read_bytes()
+    kept = before[:before.rfind(b'\n')+1].splitlines()
+    (out/'results.jsonl').write_bytes(before+b'{"schema": 1, "data"')               # and the worst place to be killed at
+    stamps = {f:f.stat().st_mtime_ns for f in (out/'sets').rglob('*') if f.is_file()}
+    for o in (out, whole): subprocess.run([sys.executable, '-m', 'infoutil.cli', *kw, '-o', str(o)], check=True, stdout=subprocess.DEVNULL, env=env)
+    after = (out/'results.jsonl').read_bytes().splitlines()
+    assert after[:len(kept)]==kept and len(after)==8
+    assert all(f.stat().st_mtime_ns==s for f,s in stamps.items())
+    key = lambda r: (r['method'], r['ipc'], r['seed'])
+    assert [bare(r) for r in sorted(lines(out), key=key)]==[bare(r) for r in sorted(lines(whole), key=key)]
+
+def test_label_teachers_share_images(world, tmp_path):
+    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], label_teachers=['early', 'converged', 'epoch_001'], **small)
+    assert frame['set'].nunique()==1 and frame.label_epoch.tolist()==[1, 2, 1]
+    a, b = [frame[frame.label_teacher==t].accuracy.item() for t in ('early', 'epoch_001')]
+    assert a==b                                                # the same state under two names
+    g = read_grid(tmp_path/'c')
+    assert g['label_teachers']['early']['test_accuracy']<g['teacher']['test_accuracy']
+
+def test_bytes_are_those_on_disk(world, tmp_path):
+    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], labels=['online', 'stored', 'hard', 'views'], **small).set_index('labels')
+    folder = tmp_path/'c'/'sets'/frame['set'].iloc[0]
+    assert all(b['images']==sum(f.stat().st_size for f in (folder/'train').rglob('*.png')) for b in frame.bytes)
+    assert frame.bytes['online']['teacher']==(Path(world['teacher'])/'early.safetensors').stat().st_size
+    assert (frame.bytes['stored']['labels'], frame.bytes['hard']['labels'], frame.bytes['stored']['teacher'])==(10*10*2, 0, 0) and frame.bytes['views']['labels']>0
+
+def test_one_set_repeats_the_student_alone(world, tmp_path):
+    kw = dict(methods=['random'], **{**small, 'repeats': 2})
+    assert compare(world['data'], world['teacher'], tmp_path/'a', one_set=True, **kw)['set'].nunique()==1
+    assert compare(world['data'], world['teacher'], tmp_path/'b', **kw)['set'].nunique()==2
+
+def test_a_function_of_ones_own_beside_ours(world, tmp_path):
+    def dark(cands, n, teacher, cfg):
+        m, s = len(cands), cands.images.shape[-1]
+        return top_crops(Crops(cands.files, torch.tensor([0, 0, s, s]).repeat(m, 1), cands.images.float().mean((1, 2, 3)), label=cands.label), n, 'lowest')
+    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=[dark, 'rded'], jobs=2, **small)
+    assert set(frame.method)=={'random', 'dark', 'rded'}
+    def dark(cands, n, teacher, cfg): return top_crops(Crops((), torch.zeros(0, 4), torch.zeros(0)), n)
+    with pytest.raises(OutputError, match='methods was'): compare(world['data'], world['teacher'], tmp_path/'c', methods=[dark, 'rded'], **small)     # another function under the name
+
+def test_two_runs_in_one_directory(world, tmp_path):
+    fcntl = pytest.importorskip('fcntl')
+    compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small)
+    with open(tmp_path/'c'/'compare.json', 'rb') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match='another run is working'): compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small)
+
+def test_refused_on_the_command_line(world, tmp_path, capsys):
+    run = lambda *more: (main(['compare', world['folder'], '--teacher', world['teacher'], '-o', str(tmp_path/'c'), '--epochs', '1', '--candidates', '6', '--ipc', '1', *more]), capsys.readouterr().err)
+    for more, words in ((('--methods', 'rdde'), "did you mean 'rded'"), (('--archs', 'convnet33'), "did you mean 'convnet3'"), (('--table', '5'), 'table 5 came'), (('--ipc', '1,x'), 'whole number'),
+                        (('--ipc', '7'), 'lower ipc'), (('--repeats', '0'), '1 or more'), (('--test', str(Path(world['folder'])/'train')), 'trained on'), (('--methods', 'sre2l', '--label-teachers', 'late'), "unknown label teacher 'late'")):
+        status, err = run(*more)
+        assert status==1 and words in err and 'Traceback' not in err and not (tmp_path/'c').exists(), (more, err)
+
+def test_classes_that_differ(world, tmp_path):
+    other = tmp_path/'other'
+    for c in 'abc': (other/c).mkdir(parents=True); (other/c/'x.png').write_bytes(next((Path(world['folder'])/'test'/'0').glob('*.png')).read_bytes())
+    with pytest.raises(InfoUtilError, match='3 classes and the distilled set 10'): compare(world['data'], world['teacher'], tmp_path/'c', test=other, **small)
+    with pytest.raises(TeacherError, match='class 0 is'): compare(replace(world['data'], classes=tuple('abcdefghij')), world['teacher'], tmp_path/'c', **small)
+
+def test_what_grows_and_what_does_not(world, tmp_path):
+    run = lambda **kw: compare(world['data'], world['teacher'], tmp_path/'c', **{**small, 'methods': ['random'], **kw})
+    first = run()
+    with pytest.raises(OutputError, match='repeats was 1 and is 2'): run(repeats=2)
+    with pytest.raises(OutputError, match='settings was candidates and is candidates|candidates'): run(candidates=7)
+    grown = run(repeats=2, methods=['random', 'rded'], extend=True)
+    assert len(grown)==4 and grown.accuracy[0]==first.accuracy[0]
+    with pytest.raises(InfoUtilError, match='epochs was 1 and is 2'): run(repeats=2, epochs=2, extend=True)
+    assert len(run(repeats=2, methods=['random', 'rded']))==4
