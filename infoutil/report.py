@@ -10,7 +10,7 @@ __all__ = ['FACTORS', 'PUBLISHED', 'PUBLISHED_MEMORY', 'PUBLISHED_TEACHERS', 'ST
            'plot_label_teachers', 'plot_costs', 'read_sets', 'plot_sets', 'plot_maps', 'plot_scores', 'say',
            'show_table', 'show_picture', 'setting_table', 'config_table', 'notebook_page', 'make_report']
 
-# %% ../nbs/42_report.ipynb #dd399ac8
+# %% ../nbs/42_report.ipynb #8e76ec79
 from .core import *
 from .core import _writing
 from .store import DistilledSet, StoreError
@@ -24,7 +24,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-# %% ../nbs/42_report.ipynb #b382740d
+# %% ../nbs/42_report.ipynb #be708b5b
 _TOY_GAIN = dict(random=0., rded=.03, infoutil=.06, herding=.01)    # invented
 
 def _toy_choice(images, method, ipc, label, seed):
@@ -40,6 +40,7 @@ def _toy_choice(images, method, ipc, label, seed):
     score = torch.arange(ipc).double() if method=='random' else 2/(.1+ink.mean((1, 2)))
     return Crops(tuple(f'{label}/{i:03d}.png' for i in pick.tolist()), box, score, maps, label)
 
+# %% ../nbs/42_report.ipynb #e1229a72
 def _toy_set(path, digits, method, ipc, seed):
     "Save a set of digits and return its manifest"
     images, origin = [], []
@@ -53,7 +54,7 @@ def _toy_set(path, digits, method, ipc, seed):
     root = DistilledSet(torch.cat(images), y, tuple(map(str, range(len(digits)))), torch.zeros(len(y), 1, len(digits)), None, meta, origin).save(path)
     return json.loads((root/'infoutil.json').read_text())
 
-# %% ../nbs/42_report.ipynb #42a85baa
+# %% ../nbs/42_report.ipynb #2e9c07f9
 def _toy_row(method, ipc, labels, teacher, seed, slug, nbytes):
     "A student with an invented accuracy"
     u = torch.randn(3, generator=rng('toy row', method, ipc, labels, teacher, seed)).tolist()
@@ -67,6 +68,7 @@ def _toy_row(method, ipc, labels, teacher, seed, slug, nbytes):
                 teacher_arch='convnet3', seed=seed, accuracy=acc, best=acc+.01, curve=[[10, .6*acc], [20, acc]], epochs=20, n_classes=10, test_images=355,
                 bytes=dict(images=nbytes, labels=20*10*ipc*(labels!='hard'), teacher=130_000 if labels=='online' else 0), stages=stages, set=slug, device='cpu, 1 thread', torch='2.6.0')
 
+# %% ../nbs/42_report.ipynb #33a33a45
 def toy_comparison(
     path,                                        # Directory to make
     methods=('random', 'rded', 'infoutil'),      # Any names; 'random' among them
@@ -91,13 +93,14 @@ def toy_comparison(
         write_json(tmp/'compare.json', _toy_grid(methods, ipcs, labels, teachers, seeds))
     return Path(path)
 
+# %% ../nbs/42_report.ipynb #c33b8b76
 def _toy_grid(methods, ipcs, labels, teachers, seeds):
     known = {t: dict(epoch=int(t[6:]) if t.startswith('epoch_') else 20 if t=='converged' else 2, accuracy=.97, test_accuracy=.96) for t in teachers}
     return dict(schema=1, config=dict(methods=list(methods), ipcs=list(ipcs), labels=list(labels), label_teachers=list(teachers), protocols=['rded'], archs=['convnet3'], repeats=seeds, epochs=20),
                 data='digits (invented accuracies)', classes=list(map(str, range(10))), size=32, test_images=355, label_teachers=known, versions=dict(infoutil='0.1.0', torch='2.6.0'), device='cpu, 1 thread',
                 teacher=dict(arch='convnet3', epoch=20, accuracy=.97, test_accuracy=.96, sha256='0'*64), note='An example: the images are real digits, every accuracy, time and memory is invented.')
 
-# %% ../nbs/42_report.ipynb #49904e8e
+# %% ../nbs/42_report.ipynb #740ded9c
 class ResultsError(InfoUtilError):
     "A comparison that cannot be read"
 
@@ -118,6 +121,7 @@ def _parse(text, where):
     if s>1: raise ResultsError(f"{where} has schema {s}; this version of infoutil reads schema 1; upgrade infoutil (pip install -U infoutil)")
     return row
 
+# %% ../nbs/42_report.ipynb #699d922a
 def _row(text, where):
     "One student, checked"
     row = _parse(text, where)
@@ -127,7 +131,7 @@ def _row(text, where):
     if odd:=[k for k in ('stages', 'bytes') if row.get(k) is not None and not isinstance(row[k], dict)]: raise ResultsError(f"{where} has no JSON object as {odd[0]}; {_REDO}")
     return row
 
-# %% ../nbs/42_report.ipynb #46ac14b4
+# %% ../nbs/42_report.ipynb #33db4437
 def _results_file(path):
     p = Path(path)
     f = p/'results.jsonl' if p.is_dir() else p
@@ -145,6 +149,7 @@ def _file_rows(f):
         rows.append(_row(last, f'{f}, line {len(lines)+1},'))
     return rows
 
+# %% ../nbs/42_report.ipynb #e6a38fb6
 def read_results(
     dirs,                # Directory of a comparison, a file of JSON lines, or a list of them
 )->pd.DataFrame:         # A row a student; of two rows of one cell the later
@@ -164,7 +169,7 @@ def read_grid(
     try: return _parse(f.read_bytes(), f)
     except OSError as e: raise ResultsError(f"{f} cannot be read ({e.strerror}); a readable file is accepted; check its permissions") from e
 
-# %% ../nbs/42_report.ipynb #82b19ea3
+# %% ../nbs/42_report.ipynb #2cdde63f
 _TABLE1 = '''
 CIFAR-10 1 16.6 22.9 25.3 18.7 19.6 23.5 28.5
 CIFAR-10 10 29.3 37.1 53.8 33.7 38.4 50.2 54.1
@@ -189,7 +194,7 @@ ImageNet-1K 10 21.3 42.0 44.2 48.3 51.4 20.4 21.5
 ImageNet-1K 50 46.8 56.5 58.0 61.2 63.8 38.4 40.2'''
 _TABLE1_COLUMNS = (('SRe2L', 'ResNet-18'), ('RDED', 'ResNet-18'), ('InfoUtil', 'ResNet-18'), ('RDED', 'ResNet-101'), ('InfoUtil', 'ResNet-101'), ('RDED', 'ConvNet'), ('InfoUtil', 'ConvNet'))
 
-# %% ../nbs/42_report.ipynb #d0a5f98d
+# %% ../nbs/42_report.ipynb #5cf537c6
 # table | data | students | method | what is special, one a value or one for all | images per class | top-1 %
 _TABLES = '''
 1|CIFAR-10|ConvNet|MTT||1/10/50|46.3/65.3/71.6
@@ -253,7 +258,7 @@ _TABLES = '''
 11|ImageWoof|ResNet-101|RDED|converged label teacher|1/10/50|19.6/31.3/59.1
 11|ImageWoof|ResNet-101|InfoUtil|converged label teacher|1/10/50|19.8/35.0/67.0'''
 
-# %% ../nbs/42_report.ipynb #44777cba
+# %% ../nbs/42_report.ipynb #c6960611
 def _read_table1():
     for line in _TABLE1.split('\n')[1:]:
         data, ipc, *values = line.split()
@@ -274,7 +279,7 @@ PUBLISHED_TEACHERS = pd.DataFrame([('CIFAR-10', 'ResNet-18', 93.86), ('CIFAR-10'
     ('Tiny-ImageNet', 'ConvNet', 49.73), ('ImageNette', 'ResNet-18', 90.0), ('ImageNette', 'ConvNet', 89.6), ('ImageWoof', 'ResNet-18', 75.0), ('ImageWoof', 'ConvNet', 67.4), ('ImageNet-100', 'ResNet-18', 83.4),
     ('ImageNet-100', 'ConvNet', 72.82), ('ImageNet-1K', 'ConvNet', 43.6), ('ImageNet-1K', 'ResNet-18', 69.76)], columns=['data', 'network', 'accuracy'])
 
-# %% ../nbs/42_report.ipynb #0987b51e
+# %% ../nbs/42_report.ipynb #ad73119c
 def _key(name):
     "A name without what differs between spellings"
     k = re.sub('[^a-z0-9]', '', str(name).lower())
@@ -299,7 +304,7 @@ def published(
     "The paper's figures for a setting"
     return _where(PUBLISHED, data=data, network=network, table=table, method=method, ipc=ipc)
 
-# %% ../nbs/42_report.ipynb #da49f63e
+# %% ../nbs/42_report.ipynb #1da8f59d
 _COUNTS = ('ipc', 'epochs', 'test_images')      # factors in numerical order; the others as they first appear
 
 def _levels(frame, factor):
@@ -320,13 +325,14 @@ def _named(row):
     "A dict of factors in words"
     return '; '.join('1 image per class' if (f, v)==('ipc', 1) else _WORDS[f].format(v) for f,v in row.items() if (f, v)!=('label_teacher', 'none'))
 
+# %% ../nbs/42_report.ipynb #1496f48a
 def holds(
     frame:pd.DataFrame,   # Students
 )->str:                   # Such as 'data cifar10; online labels; student convnet3'
     "What all rows of a frame have in common, in words"
     return _named({f: frame[f].iloc[0] for f in FACTORS if len(frame) and f not in varying(frame)})
 
-# %% ../nbs/42_report.ipynb #45f0ad43
+# %% ../nbs/42_report.ipynb #933b2562
 def headline(
     frame:pd.DataFrame,   # Students
 )->pd.DataFrame:          # Those of the recipe that most students share; every method and every number of images per class of it
@@ -343,7 +349,7 @@ def summary(
     t = t.groupby(list(FACTORS), sort=False, dropna=False).agg(mean=('percent', 'mean'), std=('percent', 'std'), n=('seed', 'nunique'), best=('best', 'mean'))
     return t.reset_index() if t.best.notna().any() else t.reset_index().drop(columns='best')
 
-# %% ../nbs/42_report.ipynb #2fd2d5c2
+# %% ../nbs/42_report.ipynb #0ca967c3
 def _pm(values, spread='std'):
     "Percent with its spread as text; fewer than three repeats are marked"
     v = pd.Series(values, dtype=float).dropna()
@@ -367,6 +373,7 @@ def _pivot(cells, frame, rows, columns, **attrs):
     out.attrs |= attrs
     return out
 
+# %% ../nbs/42_report.ipynb #032a1d67
 def _names(frame, rows, columns):
     "Row and column factors as lists; what else varies joins the columns, so that no two recipes share a cell"
     rows, columns = [[v] if isinstance(v, str) else list(v) for v in (rows, columns)]
@@ -386,7 +393,7 @@ def accuracy_table(
     cells = {(k[:len(rows)], k[len(rows):]): _pm(100*g[value].astype(float)) for k,g in groups if g[value].notna().any()}
     return _pivot(cells, frame, rows, columns, holds=holds(frame), unit='top-1 %, mean ± standard deviation over seeds')
 
-# %% ../nbs/42_report.ipynb #a265ea9e
+# %% ../nbs/42_report.ipynb #509162cd
 def _baseline(frame, to):
     "The row that differences are taken to: a label, or the first whose plain name it is"
     own = [*frame.method[frame.method==to], *frame.method[frame.base==to]]
@@ -405,6 +412,7 @@ def differences(
     t['clear'] = [None if n<3 else bool(abs(d)>2*e) for d,e,n in zip(t.difference, t.error, t.n)]
     return t
 
+# %% ../nbs/42_report.ipynb #3199d07e
 def difference_table(
     frame:pd.DataFrame,   # Students
     to:str='random',      # The method to compare with
@@ -419,7 +427,7 @@ def difference_table(
     cells |= {(k[:len(rows)], k[len(rows):]): '0' for k,_ in frame[frame.method==_baseline(frame, to)].groupby(rows+columns)}     # the row itself
     return _pivot(cells, frame, rows, columns, holds=holds(frame), unit=f'points of top-1 above {_baseline(frame, to)}, mean of pairs ± standard error; * marks more than two standard errors')
 
-# %% ../nbs/42_report.ipynb #2060af5d
+# %% ../nbs/42_report.ipynb #aa7f9102
 def _luck(n, width=2., steps=20000):
     "Chance that a t-statistic of n values exceeds `width` on either side though nothing differs"
     df = n-1
@@ -442,6 +450,7 @@ def listed(
     v = list(dict.fromkeys(map(str, values)))
     return ' and '.join([', '.join(v[:-1]), v[-1]] if len(v)>1 else v)
 
+# %% ../nbs/42_report.ipynb #5b69cfc1
 def claims(
     frame:pd.DataFrame,   # Students of one recipe, see `headline`
     to:str='random',      # The method to compare with
@@ -458,7 +467,7 @@ def claims(
     luck, pairs = sum(_luck(n) for n in judged.n), listed(sorted(judged.n.unique()))
     return out+[f"Points of top-1 ± standard error. Clear means more than two standard errors; if nothing differed at all, about {luck:.1f} of these {len(judged)} comparisons of {pairs} pairs would still be called clear by luck."]
 
-# %% ../nbs/42_report.ipynb #d8d0d233
+# %% ../nbs/42_report.ipynb #56d610a6
 def _best_match(p):
     "One published figure for a cell: without a special condition, from the first table that has it"
     p = p[p.note==''].sort_values('table', kind='stable')
@@ -483,6 +492,7 @@ def beside_published(
     out.attrs |= ours.attrs
     return out if any(v for c in out if c[1]=='published' for v in out[c]) else out.iloc[:0]
 
+# %% ../nbs/42_report.ipynb #aac2c78d
 def _only_published(frame, rows, like):
     "Rows for the methods that the paper has for this data and network and the frame has not"
     out, ours = {}, set(map(_key, frame.base))
@@ -495,7 +505,7 @@ def _only_published(frame, rows, like):
     index = _index([k if isinstance(k, tuple) else (k,) for k in out], rows) if out else like.index[:0]
     return pd.DataFrame(list(out.values()), index, like.columns) if out else like.iloc[:0]
 
-# %% ../nbs/42_report.ipynb #a6eac945
+# %% ../nbs/42_report.ipynb #f57cd02a
 STAGES = ('attribute', 'choose', 'label', 'student')
 
 def stage_frame(
@@ -509,6 +519,7 @@ def stage_frame(
 
 def _stages(t): return [s for s in STAGES if s in set(t.stage)]+[s for s in dict.fromkeys(t.stage) if s not in STAGES]
 
+# %% ../nbs/42_report.ipynb #1449ba45
 def cost_table(
     frame:pd.DataFrame,   # Students
 )->pd.DataFrame:          # Rows: method, ipc and what else varies; columns: seconds of all stages and of each, peak of each in GB
@@ -533,6 +544,7 @@ def _bytes_of(frame):
     t = pd.DataFrame({k: part(k) for k in ('images', 'labels', 'teacher')})
     return t.assign(all=t.fillna(0).sum(axis=1).where(t['images'].notna()))
 
+# %% ../nbs/42_report.ipynb #c9b13b6b
 def bytes_table(
     frame:pd.DataFrame,   # Students
 )->pd.DataFrame:          # Rows: method, ipc and what else varies; columns: all, images, labels, teacher; kB on disk
@@ -545,7 +557,7 @@ def bytes_table(
     out.attrs |= dict(holds=holds(frame), unit='kilobytes on disk, mean over seeds')
     return out
 
-# %% ../nbs/42_report.ipynb #0c50e141
+# %% ../nbs/42_report.ipynb #7e101656
 def curve_frame(
     frame:pd.DataFrame,   # Students
 )->pd.DataFrame:          # Rows with soft labels: the factors, label_epoch, mean and std (top-1 %), n; sorted by epoch
@@ -556,7 +568,7 @@ def curve_frame(
     t = t.groupby([*FACTORS, 'label_epoch'], sort=False).percent.agg(mean='mean', std='std', n='size').reset_index()
     return t.sort_values('label_epoch', kind='stable', ignore_index=True)
 
-# %% ../nbs/42_report.ipynb #0f457e29
+# %% ../nbs/42_report.ipynb #8e83adc4
 def _flat(v): return ', '.join(str(i) for i in v if str(i)!='') if isinstance(v, tuple) else str(v)
 
 def to_markdown(
@@ -577,6 +589,7 @@ def _cells(tag, values, cls=''):
     if tag=='th': text = [re.sub('([:,])(?=[^ ])', lambda m: m[0]+'<wbr>', v) for v in text]
     return ''.join(f'<{tag}{cls}>{v}</{tag}>' for v in text)
 
+# %% ../nbs/42_report.ipynb #375185db
 def _head_html(frame):
     "The rows of a table's head: the names of the index stand in the last one, those of the columns before it"
     cols, names, out = frame.columns, frame.index.names, []
@@ -595,6 +608,7 @@ def _body_html(frame):
     shown = [[v if i==0 or k[:j+1]!=keys[i-1][:j+1] else '' for j,v in enumerate(k)] for i,k in enumerate(keys)]
     return '\n'.join('<tr>'+_cells('th', k)+_cells('td', r)+'</tr>' for k,r in zip(shown, frame.itertuples(index=False, name=None)))
 
+# %% ../nbs/42_report.ipynb #1bbea1f8
 def table_html(
     frame:pd.DataFrame,   # Any table
     caption:str='',       # A line above it
@@ -606,7 +620,7 @@ def table_html(
     return (f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption><div class="scroll" role="region" tabindex="0" aria-label="{html.escape(caption or "table")}">'
             f'<table{words}>\n<thead>\n{_head_html(frame)}\n</thead>\n<tbody>\n{_body_html(frame)}\n</tbody>\n</table></div>'+(f'<p class="note">{note}.</p>' if note else '')+'</figure>')
 
-# %% ../nbs/42_report.ipynb #f7536334
+# %% ../nbs/42_report.ipynb #408d313a
 _COLOURS, _MARKERS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#8C6D31', '#56B4E9', '#7A3E9D'), 'osD^vPX*<>'
 _DASHES, _HATCHES = ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1))), ('', '///', '...', 'xxx', '\\\\\\', '+++', 'ooo')
 
@@ -630,6 +644,7 @@ def _legend(ax, own, handles=None):
     fig.legend(handles=handles, loc='outside lower center', ncols=cols, fontsize=9, frameon=False)
     fig.set_figheight(fig.get_figheight()+.2*max(0, math.ceil(len(handles)/cols)-2))       # many lines of it do not squeeze the picture
 
+# %% ../nbs/42_report.ipynb #37eb1f03
 def _curves(ax, t, x, by, own, log=True):
     "A line a method and level of `by`: colour and marker by method, dashes by the others"
     from matplotlib.lines import Line2D
@@ -651,7 +666,7 @@ def _ordered(frame):
     for f in reversed(('method', 'ipc')): t = t.sort_values(f, key=lambda c: c.map({v:i for i,v in enumerate(_levels(frame, f))}), kind='stable')
     return t.reset_index(drop=True)
 
-# %% ../nbs/42_report.ipynb #045e51d3
+# %% ../nbs/42_report.ipynb #4e0d874a
 def plot_accuracy(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -673,7 +688,7 @@ def _dots(t, by, ax):
     ax.set_yticks(range(len(t)), names); ax.set_ylim(len(t)-.5, -.5); ax.set(xlabel=f'top-1 on test images, %, at {t.ipc.iloc[0]} images per class'); ax.grid(axis='x', alpha=.3)
     return ax
 
-# %% ../nbs/42_report.ipynb #7e85db94
+# %% ../nbs/42_report.ipynb #08b06e3b
 def plot_bytes(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -691,7 +706,7 @@ def plot_bytes(
     if hi/lo<10: ax.set_xticks(ticks:=[float(f'{lo*(hi/lo)**((i+.5)/3):.2g}') for i in range(3)], [f'{v:g}' for v in ticks]); ax.minorticks_off()
     return ax
 
-# %% ../nbs/42_report.ipynb #9bee8188
+# %% ../nbs/42_report.ipynb #86c44ec3
 def plot_label_teachers(
     frame:pd.DataFrame,   # Students
     ax:Axes=None,         # Axes to draw on; None: a new figure
@@ -708,7 +723,7 @@ def plot_label_teachers(
     ax.set(xlabel='epochs that the label teacher was trained', ylabel='top-1 on test images, %'); ax.grid(axis='y', alpha=.3)
     return ax
 
-# %% ../nbs/42_report.ipynb #ade38aa2
+# %% ../nbs/42_report.ipynb #66d4c35b
 def plot_costs(
     frame:pd.DataFrame,    # Students of one recipe, see `headline`
     what:str='seconds',    # 'seconds', stacked stage by stage, or 'memory', a mark a stage
@@ -732,7 +747,7 @@ def plot_costs(
     _legend(ax, own)
     return ax
 
-# %% ../nbs/42_report.ipynb #b75ed98e
+# %% ../nbs/42_report.ipynb #eb242f0a
 def read_sets(
     path,                 # Directory of a comparison
     frame:pd.DataFrame,   # Students, see `headline`
@@ -749,6 +764,7 @@ def read_sets(
         except InfoUtilError as e: gone.append(f'{m}: the set {slugs[0]} cannot be shown ({type(e).__name__}); it has changed since it was written.' if 'changed' in str(e) else f'{m}: {e}')
     return sets, gone
 
+# %% ../nbs/42_report.ipynb #c2dce23f
 def plot_sets(
     sets:dict,           # Name -> `DistilledSet`, see `read_sets`
     classes:int=4,       # Classes at most, 1 or more
@@ -771,12 +787,13 @@ def plot_sets(
     ax.set_xticks([left[c*per]+(per*(s+gap)-gap)/2 for c in range(classes)], [_plain_text(n, 12) for n in first.classes[:classes]]); ax.xaxis.tick_top()
     return ax
 
-# %% ../nbs/42_report.ipynb #f753968d
+# %% ../nbs/42_report.ipynb #352c540a
 def _patches(ds):
     "Every patch of a set with its record of origin, in the order of provenance.jsonl"
     tiles = split_mosaics(ds.images, ds.factor)
     return [(tiles[p['image'], p['tile']], p) for p in ds.provenance]
 
+# %% ../nbs/42_report.ipynb #047337ff
 def plot_maps(
     ds:DistilledSet,   # A set whose provenance has maps
     n:int=4,           # Patches at most, from different classes where there are enough, 1 or more
@@ -800,6 +817,7 @@ def plot_maps(
     fig.colorbar(shown, ax=axs[1], shrink=.9).set_label('value, '+_plain_text((ds.meta.get('config') or {}).get('output', 'of a cell')))
     return list(axs.flat)
 
+# %% ../nbs/42_report.ipynb #dc6d081d
 def _score_name(ds):
     "What the scores of a set are"
     method = str((ds.meta.get('config') or {}).get('method', ds.meta['method']))
@@ -821,7 +839,7 @@ def plot_scores(
         a.yaxis.get_major_locator().set_params(integer=True)
     return list(axs[:, 0])
 
-# %% ../nbs/42_report.ipynb #88f22ca3
+# %% ../nbs/42_report.ipynb #943539dc
 def _display(text):
     from IPython.display import display, HTML
     display(HTML(text))
@@ -843,6 +861,7 @@ def show_table(
     if len(frame): _display(table_html(frame, caption))
     else: say(empty)
 
+# %% ../nbs/42_report.ipynb #a94aed3d
 def show_picture(
     ax,               # Axes, or a list of axes of one figure
     alt:str,          # What the picture shows, in words
@@ -855,7 +874,7 @@ def show_picture(
     below = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
     _display(f'<figure class="picture"><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(raw.getvalue()).decode()}">{below}</figure>')
 
-# %% ../nbs/42_report.ipynb #8cde30f0
+# %% ../nbs/42_report.ipynb #82b2bdd8
 def _share(v): return f'{100*v:.1f} %' if isinstance(v, (int, float)) and v==v else 'unknown'
 
 def _about_network(d):
@@ -879,7 +898,7 @@ def setting_table(
     rows += [('versions', ', '.join(f'{k} {v}' for k,v in (grid.get('versions') or {}).items()))] if grid.get('versions') else []
     return pd.DataFrame([v for _,v in rows], pd.Index([k for k,_ in rows]), ['setting'])
 
-# %% ../nbs/42_report.ipynb #b79b6b5e
+# %% ../nbs/42_report.ipynb #89efdf08
 def config_table(
     grid:dict,         # See `read_grid`
 )->pd.DataFrame:       # A row a setting, its value as text
@@ -889,7 +908,7 @@ def config_table(
     t = pd.DataFrame([told(v) for v in config.values()], pd.Index(list(map(str, config))), ['value'])
     return t
 
-# %% ../nbs/42_report.ipynb #e4624cac
+# %% ../nbs/42_report.ipynb #92c89ef3
 _CSS = '''
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -942,7 +961,7 @@ footer { margin-top: 3rem; padding-top: .6rem; border-top: 1px solid #ccc; font-
   a { color: inherit; text-decoration: none; }
 }'''
 
-# %% ../nbs/42_report.ipynb #0d0d2957
+# %% ../nbs/42_report.ipynb #a5bbcf3b
 _MARK = '<meta name="generator" content="infoutil report">'
 # the policy makes browsers refuse scripts and everything that lies elsewhere, whatever a notebook's outputs say
 _SHELL = '''<!DOCTYPE html>
@@ -968,6 +987,8 @@ _SHELL = '''<!DOCTYPE html>
 </body>
 </html>
 '''
+
+# %% ../nbs/42_report.ipynb #9949b3ca
 _SHOWN = ('text/html', 'text/markdown', 'text/plain', 'image/png', 'image/jpeg')
 
 def _quiet_cell(cell):
@@ -978,6 +999,7 @@ def _quiet_cell(cell):
         if 'data' in o: o['data'] = {k:v for k,v in o['data'].items() if k in _SHOWN}
     return cell
 
+# %% ../nbs/42_report.ipynb #0de45584
 def notebook_page(
     nb,                # An executed notebook, as `nbformat` reads it
     title:str,         # Title of the window
@@ -995,7 +1017,7 @@ def notebook_page(
     head, cut, rest = body.partition('</h1>')
     return _SHELL.format(mark=_MARK, title=html.escape(title), css=_CSS, head=head+cut if cut else '', toc=toc, body=rest if cut else body, version=version('infoutil'))
 
-# %% ../nbs/42_report.ipynb #325fb98b
+# %% ../nbs/42_report.ipynb #18101729
 def _write_text(path, text):
     "Write a file under a temporary name, then rename"
     tmp = path.with_name(path.name+f'.tmp{os.getpid()}')
@@ -1016,6 +1038,7 @@ def _fresh_notebook():
     nb.metadata['infoutil'] = dict(sources=_sources(nb))
     return nb
 
+# %% ../nbs/42_report.ipynb #0ae4da0a
 def _read_notebook(f):
     "A notebook, or a sentence"
     import nbformat
@@ -1032,7 +1055,7 @@ def _check_places(f, page, force):
     if page.exists() and _MARK.encode() not in page.read_bytes()[:2000]:
         raise OutputError(f"{page} was not written by `infoutil report`; an older report is replaced and nothing else; choose another name")
 
-# %% ../nbs/42_report.ipynb #fe8058f8
+# %% ../nbs/42_report.ipynb #49eb8c5d
 def _execute(nb, folder):
     "Run a notebook in `folder` with this Python"
     from jupyter_client.kernelspec import KernelSpecManager
@@ -1050,6 +1073,7 @@ def _execute(nb, folder):
     except DeadKernelError as e: raise InfoUtilError("the process that makes the report died; a machine with room in memory is accepted; try again, nothing was written") from e
     return nb
 
+# %% ../nbs/42_report.ipynb #f97b227d
 def make_report(
     dir,                  # Directory of a comparison, see `infoutil compare`
     out=None,             # The page; None: report.html in the directory

@@ -88,6 +88,25 @@ def test_template_adapts(kind, tmp_path, monkeypatch):
     head = headline(read_results(tmp_path/'c'))
     for v in accuracy_table(head).to_numpy().flat: assert html.escape(v) in text
 
+def test_published_figures_of_other_conditions_stay_out(tmp_path):
+    "Table 2 has this student, under teachers of other networks"
+    t = read_results(toy_comparison(tmp_path/'c', ipcs=(1, 10), labels=('online',), teachers=('converged',), sets=False))
+    assert len(published('imagenet1k', 'mobilenet_v2', ipc=10))==10 and not len(beside_published(t.assign(data='imagenet1k', arch='mobilenet_v2')))
+
+def test_the_later_of_two_lines_counts(tmp_path):
+    d = toy_comparison(tmp_path/'c', sets=False)
+    lines = (d/'results.jsonl').read_text().splitlines()
+    again = dict(json.loads(lines[0]), accuracy=.123)
+    with open(d/'results.jsonl', 'a') as f: f.write(json.dumps(again)+'\n'+lines[1][:40])        # and a torn line
+    t = read_results(d)
+    assert len(t)==len(lines) and t.accuracy.iloc[-1]==.123
+
+def test_sets_are_read_from_their_folder_alone(tmp_path):
+    d = toy_comparison(tmp_path/'c', methods=('random',), ipcs=(2,), seeds=1)
+    (d/'sets'/'random-ipc2-seed0').rename(d/'elsewhere')
+    sets, gone = read_sets(d, read_results(d).assign(set='../elsewhere'))
+    assert sets=={} and 'no set of 2 images' in gone[0]
+
 def test_a_missing_random_row(tmp_path, monkeypatch):
     "The contract has one always; a directory without is told so in a sentence"
     d = rewritten(toy_comparison(tmp_path/'c', sets=False), lambda r: {**r, 'method': 'x'+r['method'], 'base': 'x'+r['base']})
@@ -125,7 +144,7 @@ def test_page_is_sound_and_stands_alone(made):
     assert text.startswith('<!DOCTYPE html>') and find('html')==[{'lang': 'en'}] and len(find('title'))==1 and len(find('h1'))==1
     assert any(a.get('name')=='viewport' for a in find('meta')) and '@media print' in text
     assert not {t for t,_ in page.tags} & {'script', 'link', 'iframe', 'object', 'embed', 'base', 'form'}
-    assert find('img') and all(a['src'].startswith('data:image/png;base64,') and a['alt'] for a in find('img'))
+    assert find('img') and all(a['src'].startswith('data:image/png;base64,') and a['alt'] and not a['alt'].startswith('No description') for a in find('img'))
     ids = [a['id'] for _,a in page.tags if 'id' in a]
     assert len(ids)==len(set(ids))
     assert find('a') and all(a['href'][:1]=='#' and a['href'][1:] in ids for a in find('a'))
@@ -190,7 +209,7 @@ def test_an_interrupted_write_leaves_the_old_page(made, tmp_path, monkeypatch):
 
 CHROMIUM = next((p for n in ('chromium', 'chromium-browser', 'google-chrome', 'chrome') if (p:=shutil.which(n))), None)
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND']
-INNER = '''<script>addEventListener('load', () => { const r = document.documentElement; parent.postMessage({ wide: r.scrollWidth, room: r.clientWidth, lost: [...document.images].filter(i => !i.naturalWidth).length,
+INNER = '''<script>addEventListener('load', () => { const r = document.documentElement; parent.postMessage({ wide: r.scrollWidth, room: r.clientWidth, reach: Math.max(...[...document.images].map(i => i.getBoundingClientRect().right)), lost: [...document.images].filter(i => !i.naturalWidth).length,
   loads: performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:')) }, '*') })</script></body>'''
 OUTER = '''<!DOCTYPE html><html><body><iframe src="inner.html" style="width:%dpx;height:800px;border:0"></iframe>
 <script>addEventListener('message', e => { document.documentElement.dataset.probe = JSON.stringify(e.data) })</script></body></html>'''
@@ -221,7 +240,7 @@ class TestBrowser:
     @pytest.mark.parametrize('width', [320, 390, 1200])
     def test_nothing_is_wider_than_the_window(self, made, tmp_path, width):
         got = probe((made/'report.html').read_text(encoding='utf-8'), width, tmp_path)
-        assert width-20<=got['room']<=width and got['wide']<=got['room'] and got['lost']==0
+        assert width-20<=got['room']<=width and got['wide']<=got['room'] and got['reach']<=got['room'] and got['lost']==0
 
     def test_nothing_is_loaded(self, made, tmp_path):
         text = (made/'report.html').read_text(encoding='utf-8')
