@@ -10,7 +10,7 @@ from .core import *
 from .data import Split
 from .teacher import Teacher
 from .store import DistilledSet
-from .student import _student_arch
+from .student import _recipe, _student_arch
 from .evaluate import evaluate, mean_std, real_dl, test_dl
 import math
 from dataclasses import replace
@@ -102,7 +102,7 @@ def continual(
     steps:int=5,             # See `step_sizes`
     orders=5,                # See `class_orders`
     arch:str=None,           # Student; None: the network that judged the set
-    labels:str=None,         # 'online', 'stored' or 'hard'; None: the protocol's, else 'online'
+    labels:str=None,         # 'online', 'stored' or 'hard'; None: the protocol's, else 'online'. Stored views are those of all classes together, and do not serve
     protocol='rded',         # A name in `student.PROTOCOLS`, or a `Protocol`
     epochs:int=None,         # Of the student of every step, 1 or more; None: the protocol's 300
     seed:int=0,              # Order r and its students have seed + r
@@ -112,6 +112,8 @@ def continual(
     show_progress:bool=True, # One bar over all students
 )->pd.DataFrame:             # A row a student: order, step (from 1), seen (classes), added (names), test_images, seed, accuracy, seconds
     "Train a new student at every step on the distilled images of all classes seen so far, and measure it on these classes"
+    if _recipe(protocol, labels, epochs)[1]=='views':
+        raise InfoUtilError("labels of views came for students of some of the classes, which see other views; 'online', 'stored' and 'hard' are accepted; choose one (labels, protocol)")
     sizes, orders, arch = step_sizes(len(ds.classes), steps), class_orders(ds.classes, orders, seed), _student_arch(ds, arch)
     dl = test_dl(ds, test, valid_frac, device)
     todo = [(r, o, t) for r,o in enumerate(orders) for t in range(steps)]
