@@ -39,7 +39,7 @@ class Protocol:
     epochs:int=300              # Passes over the distilled set, 1 or more
     wd:float=0.01               # Weight decay, on weight matrices only: decoupled with adamw, part of the gradient with adam
     betas:tuple=(0.9, 0.999)    # Of the optimizer, each from 0 to below 1
-    temperature:float=20.       # Of the labels and of the student in the loss, above 0
+    temperature:float=20.       # Of the labels and of the student in the loss, above 0; hard labels go without (1)
     cutmix:float=1.             # Parameter of CutMix's Beta distribution; 0 for none
     min_scale:float=None        # Smallest window as a part of the area; None: 1/factor
     flip:bool=True              # Mirror half of the views
@@ -276,7 +276,7 @@ def student_learner(
     lr = lr or p.lr or lr_for(arch, n_classes, ds.size)
     cb = DistillCallback(ds, _labeller(ds, labels, precision, device), p, epochs, lr, key.seed, every)
     train = DistilledLoader(ds.y, key.batch_size, key.seed, device)
-    learn = Learner(DataLoaders(train, valid if valid is not None else _NoDL([], device=device), device=device), model, loss_func=SoftLoss(p.temperature), lr=lr, wd=[p.wd, 0.], splitter=_matrices,
+    learn = Learner(DataLoaders(train, valid if valid is not None else _NoDL([], device=device), device=device), model, loss_func=SoftLoss(1. if labels=='hard' else p.temperature), lr=lr, wd=[p.wd, 0.], splitter=_matrices,
                     opt_func=partial(OptimWrapper, opt=OPTIMIZERS[p.optimizer], betas=p.betas), metrics=_fastai_accuracy, cbs=[cb, Autocast(precision), ChannelsLast(), *cbs])
     learn.arch, learn.seed = arch, seed
     return learn
