@@ -59,8 +59,8 @@ def take_classes(
     origin = sorted(({**p, 'image': number[p['image']]} for p in ds.provenance if p['image'] in number), key=lambda p: p['image'])
     before = ds.meta.get('taken') or list(range(len(ds.classes)))
     meta = {**{k:v for k,v in ds.meta.items() if k!='teacher'}, 'taken': [before[c] for c in at]}
-    return DistilledSet(ds.images[keep], torch.arange(len(at)).repeat_interleave(ds.ipc), [ds.classes[c] for c in at], None if ds.labels is None else ds.labels[keep][:, :, at],
-                        ds.teacher and _part_of_teacher(ds.teacher, at), meta, origin)
+    labels = None if ds.labels is None else ds.labels[keep][:, :, at]
+    return DistilledSet(ds.images[keep], torch.arange(len(at)).repeat_interleave(ds.ipc), [ds.classes[c] for c in at], labels, ds.teacher and _part_of_teacher(ds.teacher, at), meta, origin)
 
 # %% ../nbs/33_continual.ipynb #54740bd4
 def step_sizes(
@@ -122,7 +122,8 @@ def continual(
     for (r, o, t), part in progress_bar(list(zip(todo, tests)), leave=False) if show_progress else zip(todo, tests):
         at, new = o[:sum(sizes[:t+1])], o[sum(sizes[:t]):sum(sizes[:t+1])]
         res = evaluate(take_classes(ds, at), part, arch, labels, protocol, epochs, 1, seed+r, precision=precision, device=device, show_progress=False)
-        rows.append(dict(order=r, step=t+1, seen=len(at), added=', '.join(ds.classes[c] for c in new), test_images=len(part.dataset), seed=seed+r, accuracy=res.mean, seconds=res.seconds[0]))
+        rows.append(dict(order=r, step=t+1, seen=len(at), added=', '.join(ds.classes[c] for c in new), test_images=len(part.dataset),
+                         seed=seed+r, accuracy=res.mean, seconds=res.seconds[0]))
     return pd.DataFrame(rows)
 
 # %% ../nbs/33_continual.ipynb #bdbcb798

@@ -88,13 +88,15 @@ class RobustScores:
     real:tuple         # Accuracies after training on all real images with hard labels
     weight:float       # See `label_robust_score`
     config:dict        # What trained the students; empty where the accuracies came from elsewhere
-    def __repr__(self): return f'LRS {self.lrs:.3f} ± {self.lrs_se:.3f}, ARS {self.ars:.3f} ± {self.ars_se:.3f} (standard errors, {len(self.accuracies["syn_any"])} repeats)'
+    def __repr__(self):
+        return f'LRS {self.lrs:.3f} ± {self.lrs_se:.3f}, ARS {self.ars:.3f} ± {self.ars_se:.3f} (standard errors, {len(self.accuracies["syn_any"])} repeats)'
     def to_dict(self)->dict:   # The fields by name, ready for JSON
         "The scores as plain Python values"
         return asdict(self)
     def table(self)->pd.DataFrame:   # Rows HLR, IOR, IOR without augmentation, LRS, ARS; columns mean and se (standard error)
         "The scores and their parts"
-        rows = {'HLR (smaller is better)': self.parts['hlr'], 'IOR': self.parts['ior'], 'IOR, no augmentation': self.parts['ior_plain'], 'LRS': (self.lrs, self.lrs_se), 'ARS': (self.ars, self.ars_se)}
+        rows = {'HLR (smaller is better)': self.parts['hlr'], 'IOR': self.parts['ior'], 'IOR, no augmentation': self.parts['ior_plain'],
+                'LRS': (self.lrs, self.lrs_se), 'ARS': (self.ars, self.ars_se)}
         return pd.DataFrame(rows.values(), index=rows, columns=['mean', 'se'])
 
 # %% ../nbs/32_scores.ipynb #3f82db6b
@@ -195,5 +197,6 @@ def robust_scores(
     for who,q,l in cases.values(): student_learner(who[0], None, arch, l, q, **how)     # whatever they lack is said now
     dl = test_dl(sets[0], test, valid_frac, device)
     run = lambda who,q,l: tuple(evaluate(s, dl, arch, l, q, repeats=1, seed=seed+r, show_progress=show_progress, **how).accuracies[0] for r,s in enumerate(who))
-    config = dict(arch=arch, labels=labels, epochs=epochs, repeats=repeats, seed=seed, recipes={k:asdict(q) for k,q in (('any', p), ('plain', plain), ('hard', hard))}, test_images=len(dl.dataset))
+    recipes = {k:asdict(q) for k,q in (('any', p), ('plain', plain), ('hard', hard))}
+    config = dict(arch=arch, labels=labels, epochs=epochs, repeats=repeats, seed=seed, recipes=recipes, test_images=len(dl.dataset))
     return scores_of({k:run(*v) for k,v in cases.items()}, real_accuracy, weight, config)
