@@ -142,5 +142,5 @@ def plot_continual(
     line, = ax.plot(t.index, m, 'o-', ms=4, label=label)
     ax.fill_between(t.index, m-s, m+s, color=line.get_color(), alpha=.2, lw=0)
     ax.set_xticks(t.index); ax.set_xlabel('classes seen'); ax.set_ylabel('accuracy (%)'); ax.set_ylim(0, 100)
-    if label: ax.legend(fontsize=8, loc='upper right')       # curves fall, so that corner is the empty one
+    if label: ax.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), frameon=False)      # above, where it hides nothing
     return ax
