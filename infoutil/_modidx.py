@@ -401,6 +401,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'infoutil.pipeline.make_config': ('pipeline.html#make_config', 'infoutil/pipeline.py')},
             'infoutil.report': { 'infoutil.report.ResultsError': ('report.html#resultserror', 'infoutil/report.py'),
                                  'infoutil.report._about_network': ('report.html#_about_network', 'infoutil/report.py'),
+                                 'infoutil.report._as_published': ('report.html#_as_published', 'infoutil/report.py'),
                                  'infoutil.report._axes': ('report.html#_axes', 'infoutil/report.py'),
                                  'infoutil.report._baseline': ('report.html#_baseline', 'infoutil/report.py'),
                                  'infoutil.report._best_match': ('report.html#_best_match', 'infoutil/report.py'),

@@ -156,6 +156,7 @@ def _add_report(subs):
     p.add_argument('dir', metavar='DIR', help='directory written by `infoutil compare`')
     _add(p, ('out', str, None, 'HTML file to write; without it DIR/report.html'))
     p.add_argument('--force', action='store_true', help='replace a report.ipynb that was changed by hand')
+    p.add_argument('--no-execute', action='store_true', help='render DIR/report.ipynb as it is, with the changes that were made to it')
 
 # %% ../nbs/52_cli.ipynb #f81d08af
 def run_teacher(
@@ -253,7 +254,7 @@ def run_report(
 )->None:      # Nothing; the page is written
     "infoutil report"
     from infoutil.report import make_report
-    print(f'written to {make_report(a.dir, a.out, a.force)}')
+    print(f'written to {make_report(a.dir, a.out, a.force, execute=not a.no_execute)}')
 
 # %% ../nbs/52_cli.ipynb #1244702d
 def run_demo(

@@ -346,7 +346,7 @@ def _about(bench, config):
     dl, tell = bench.dl(probe), lambda t: dict(arch=t.arch, epoch=t.epoch, accuracy=None if t.accuracy!=t.accuracy else t.accuracy, test_accuracy=_test_accuracy(t, dl), sha256=t.sha256)
     rec = teacher.record
     return dict(schema=SCHEMA, config=config, data=_data_name(bench.data), classes=list(bench.data.classes), size=teacher.size, test_images=len(bench.split),
-                teacher={**tell(teacher), 'seconds': rec and rec.seconds}, label_teachers={n:tell(bench.teacher(n)) for n in used},
+                teacher={**tell(teacher), 'seconds': rec and rec.seconds, 'peak_bytes': rec and rec.peak_bytes}, label_teachers={n:tell(bench.teacher(n)) for n in used},
                 versions=dict(torch=torch.__version__), device=_where(bench.device))
 
 def _method_config(m):

@@ -11,8 +11,9 @@ __all__ = ['SCHEMA', 'SCHEDULES', 'DEMO_ARCH', 'Teacher', 'save_teacher', 'teach
 # %% ../nbs/03_teacher.ipynb #7374e928
 from .core import *
 from .data import ImageData, Split, count_seen, fingerprints, image_dls, load_data, guess_size, read_images, sketch
+from .measure import measure
 from .models import get_model, default_arch, ConvNet
-import json, math, os, time
+import json, math, os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,6 +192,7 @@ class TrainingRecord:
     prints:Tensor        # Fingerprints of the files, int64, sorted, see `data.sketch`
     curve:tuple=()       # A dict an epoch: epoch, train_loss and valid_loss in nats, accuracy as a fraction
     seconds:float=0.     # Of the run, validation included
+    peak_bytes:int=None  # The most memory held during the run, see `measure`; None where nothing can measure it
     def __repr__(self): return f'TrainingRecord({len(self.files)} images, {len(self.curve)} epochs, {int(self.forgetting.sum())} forgetting events, {self.seconds:.0f} s)'
 
 def save_record(
@@ -199,7 +201,7 @@ def save_record(
 )->None:                     # Nothing; the two files are written
     "Write training.safetensors and training.json"
     save_file(dict(forgetting=record.forgetting.int(), prints=record.prints.long()), Path(path)/f'{_RECORD}.safetensors')
-    write_json(Path(path)/f'{_RECORD}.json', dict(schema=SCHEMA, files=list(record.files), curve=list(record.curve), seconds=record.seconds, sha256=sha256(Path(path)/f'{_RECORD}.safetensors')))
+    write_json(Path(path)/f'{_RECORD}.json', dict(schema=SCHEMA, files=list(record.files), curve=list(record.curve), seconds=record.seconds, peak_bytes=record.peak_bytes, sha256=sha256(Path(path)/f'{_RECORD}.safetensors')))
 
 # %% ../nbs/03_teacher.ipynb #f91ab0de
 def load_record(
@@ -213,7 +215,7 @@ def load_record(
         m, raw = json.loads(meta.read_text(encoding='utf-8')), load_file(file)
         if m['schema']>SCHEMA: raise refuse(f"its schema {m['schema']} is newer than {SCHEMA}, upgrade infoutil")
         if sha256(file)!=m['sha256']: raise refuse(f'{file.name} has changed since it was written')
-        rec = TrainingRecord(tuple(m['files']), raw['forgetting'], raw['prints'], tuple(m['curve']), float(m['seconds']))
+        rec = TrainingRecord(tuple(m['files']), raw['forgetting'], raw['prints'], tuple(m['curve']), float(m['seconds']), m.get('peak_bytes'))
     except TeacherError: raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e: raise refuse(f'{type(e).__name__}: {e}') from e
     if len(rec.files)!=len(rec.forgetting): raise refuse(f'{len(rec.files)} files and {len(rec.forgetting)} counts')
@@ -345,12 +347,12 @@ def state_name(
     "The name of a checkpoint that is neither early nor converged"
     return f'epoch_{epoch:03d}'
 
-def _record_of(learn, data, counts, epochs, seconds):
+def _record_of(learn, data, counts, epochs, stage):
     "The record of a run that has ended"
     names = learn.recorder.metric_names[1:-1]          # without epoch and time
     curve = tuple(dict(epoch=i+1, **{n:round(float(v), 6) for n,v in zip(names, vs)}) for i,vs in enumerate(learn.recorder.values))
     files = tuple(Path(f).as_posix() for f in data.train.files)
-    return TrainingRecord(files, counts.counts(epochs), sketch(fingerprints(data.train.paths())), curve, round(seconds, 2))
+    return TrainingRecord(files, counts.counts(epochs), sketch(fingerprints(data.train.paths())), curve, round(stage.seconds, 2), stage.peak_bytes)
 
 # %% ../nbs/03_teacher.ipynb #03e00006
 def train_teacher(
@@ -385,11 +387,11 @@ def train_teacher(
             if path is not None: save_teacher(state(n), tmp, name)
             learn.model.train()
         return save
-    counts, t0 = ForgettingCounts(), time.time()
+    counts = ForgettingCounts()
     def fit():
         cbs = [SaveEarly(early_epoch, keep('early')), *[SaveEarly(n, keep(state_name(n))) for n in checkpoints], counts]
-        with seeded(seed, 'teacher run'): _fit(learn, epochs, lr, schedule, wd, cbs, show_progress)
-        return replace(state(epochs), record=_record_of(learn, data, counts, epochs, time.time()-t0))
+        with seeded(seed, 'teacher run'), measure(learn.dls.device) as stage: _fit(learn, epochs, lr, schedule, wd, cbs, show_progress)
+        return replace(state(epochs), record=_record_of(learn, data, counts, epochs, stage))
     if path is None: return fit()
     with new_dir(path, force) as tmp:
         teacher = save_teacher(fit(), tmp, 'converged')

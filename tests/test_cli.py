@@ -381,7 +381,7 @@ def subcommands(): return next(a for a in _parser()._actions if isinstance(a, ar
 
 def test_help(capsys):
     "Every command and every option explains itself"
-    assert set(subcommands())=={'demo', 'teacher', 'distill', 'evaluate', 'show'}
+    assert set(subcommands())=={'demo', 'teacher', 'distill', 'evaluate', 'show', 'compare', 'report'}
     for name,p in subcommands().items():
         for a in p._actions: assert a.help, f'{name} {a.option_strings or a.dest} has no help'
         with pytest.raises(SystemExit) as e: main([name, '--help'])
@@ -393,7 +393,8 @@ def test_help_names_every_choice():
     text = {(n, a.dest):a.help for n,p in subcommands().items() for a in p._actions}
     known = {('distill', 'method'): pipeline.METHODS, ('distill', 'preset'): pipeline.PRESETS, ('distill', 'score'): score.SCORES, ('distill', 'end'): selection.ENDS,
              ('distill', 'estimator'): attribution.METHODS, ('distill', 'label_teacher'): pipeline.LABEL_TEACHERS, ('teacher', 'schedule'): teacher.SCHEDULES,
-             ('evaluate', 'protocol'): student.PROTOCOLS, ('evaluate', 'labels'): student.LABELS}
+             ('evaluate', 'protocol'): student.PROTOCOLS, ('evaluate', 'labels'): student.LABELS,
+             ('compare', 'protocols'): student.PROTOCOLS, ('compare', 'labels'): student.LABELS}
     for k,names in known.items():
         for n in names: assert n in text[k], f"help of {k} does not name '{n}'"
 
