@@ -148,6 +148,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'infoutil.compare._methods': ('compare.html#_methods', 'infoutil/compare.py'),
                                   'infoutil.compare._open_grid': ('compare.html#_open_grid', 'infoutil/compare.py'),
                                   'infoutil.compare._own_arch': ('compare.html#_own_arch', 'infoutil/compare.py'),
+                                  'infoutil.compare._quiet_imports': ('compare.html#_quiet_imports', 'infoutil/compare.py'),
                                   'infoutil.compare._run_cell': ('compare.html#_run_cell', 'infoutil/compare.py'),
                                   'infoutil.compare._run_grid': ('compare.html#_run_grid', 'infoutil/compare.py'),
                                   'infoutil.compare._run_here': ('compare.html#_run_here', 'infoutil/compare.py'),

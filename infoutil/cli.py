@@ -140,7 +140,7 @@ def _add_compare(subs):
             ('archs', _names, None, "students' networks, such as convnet3,resnet18; without it the teacher's"),
             ('table', _whole, None, 'take methods, images per class, labels and networks from this table of the paper: 1, 2, 6, 7, 8, 9, 10 or 11; other options replace its'),
             ('repeats', _whole, 3, 'students a cell, each from its own seed, 1 or more'), ('seed', _whole, 0, 'of the first repeat: candidates, noise and student'),
-            ('epochs', _whole, None, "passes of a student over its set, 1 or more; without it the protocol's, and 100 for the digits"),
+            ('epochs', _whole, None, "passes of a student over its set, 1 or more; without it the protocol's, and 60 for the digits"),
             ('every', _whole, None, 'also measure every so many epochs, for curves and the best epoch'),
             ('test', str, None, 'real images to measure on; without it the test part of DATA'),
             ('factor', _whole, None, 'tiles along one side of an image; without it 1 up to 64 px and for methods of whole images, else 2'),

@@ -18,7 +18,7 @@ from .evaluate import evaluate, load_test, relabel, test_dl, _check_archs
 from .sre2l import bn_layers
 from .report import read_results
 from .pipeline import METHODS, DistillConfig, distill, make_config, _CUTS, _check_supply, _fraction, _settle
-import hashlib, inspect, json, multiprocessing, os, re, signal, threading, time, warnings
+import hashlib, inspect, json, multiprocessing, os, re, signal, threading, time
 from concurrent.futures import ProcessPoolExecutor, FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -273,8 +273,15 @@ def _start_worker(stop, parent, threads, args):
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(threads)
-    warnings.filterwarnings('ignore', r'`torch\.jit\.script` is deprecated', FutureWarning)
     _bench = _Bench(*args)
+
+@contextmanager
+def _quiet_imports():
+    "Workers import fastai before they can be told anything; it calls torch.jit.script, which newer versions of torch warn of"
+    old = os.environ.get('PYTHONWARNINGS')
+    os.environ['PYTHONWARNINGS'] = ','.join(filter(None, [old, 'ignore:`torch.jit.script` is deprecated:FutureWarning']))
+    try: yield
+    finally: os.environ.pop('PYTHONWARNINGS') if old is None else os.environ.update(PYTHONWARNINGS=old)
 
 def _work(kind, *args): return _bench.distil(*args) if kind=='distil' else _run_cell(_bench, *args)
 
@@ -368,7 +375,7 @@ def compare(
     archs=None,                     # Students' networks, see `models.arch_names`; None: the teacher's
     repeats:int=3,                  # Students a cell, 1 or more; 3 or more give a spread
     seed:int=0,                     # Repeat r has seed + r: candidates, noise and student
-    epochs:int=None,                # Of every student; None: the protocol's, and 100 for the embedded digits
+    epochs:int=None,                # Of every student; None: the protocol's, and 60 for the embedded digits
     every:int=None,                 # Also measure every so many epochs: curves, and the best epoch as a second column
     one_set:bool=False,             # Distil once and repeat the student alone; then the spread does not hold what another draw of candidates would change
     test=None,                      # Real images to measure on; None: the test part of `data`
@@ -414,5 +421,6 @@ def _run_grid(bench, args, jobs, show):
     progress = _Progress(len(cells), len(cells)-len(todo), show)
     def finish(c, row): _append(file, row); progress(c, row)
     if not todo: return
-    if jobs==1 or len(todo)==1: _run_here(bench, todo, finish)
-    else: _run_side_by_side(bench, (*args[:5], {n:m for n,m in args[5].items() if m.choose is None}|{n:replace(m, choose=None) for n,m in args[5].items() if m.choose}, *args[6:]), todo, finish, min(jobs, len(todo)))
+    if jobs==1 or len(todo)==1: return _run_here(bench, todo, finish)
+    with _quiet_imports():
+        _run_side_by_side(bench, (*args[:5], {n:m for n,m in args[5].items() if m.choose is None}|{n:replace(m, choose=None) for n,m in args[5].items() if m.choose}, *args[6:]), todo, finish, min(jobs, len(todo)))

@@ -44,7 +44,7 @@ class DatasetSpec:
 _manual = ("ImageNet may not be redistributed: get it from image-net.org under its terms, lay it out as train/WNID/*.JPEG and val/WNID/*.JPEG, "
            "and pass that folder")
 SPECS = {s.name:s for s in (
-    DatasetSpec('digits',       10,   32, (0.3091,)*3, (0.3489,)*3, flip=False, source='embedded', epochs=100),
+    DatasetSpec('digits',       10,   32, (0.3091,)*3, (0.3489,)*3, flip=False, source='embedded', epochs=60),
     DatasetSpec('cifar10',      10,   32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), source='torchvision'),
     DatasetSpec('cifar100',     100,  32, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), source='torchvision'),
     DatasetSpec('tinyimagenet', 200,  64, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), source='fastai',
