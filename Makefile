@@ -33,7 +33,7 @@ notebooks: $(READY)
 	cd nbs && $(ENV) nbdev-test --n-workers 2 --timing
 
 pytest: $(READY)
-	$(ENV) $(BIN)/python -m pytest
+	$(ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 export: $(READY)
 	$(ENV) nbdev-export && $(ENV) nbdev-clean
