@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'SCHEMA', 'Method', 'parse_method', 'paper_grid', 'Cell', '
 
 # %% ../nbs/51_compare.ipynb #1defa533
 from .core import *
-from .data import fingerprints, load_data, sketch
+from .data import count_seen, fingerprints, load_data, sketch
 from .models import arch_names
 from .teacher import check_classes, check_unseen, load_teacher, predict, teacher_states
 from .measure import measure
@@ -18,7 +18,7 @@ from .evaluate import evaluate, load_test, relabel, test_dl, _check_archs
 from .sre2l import bn_layers
 from .report import read_results
 from .pipeline import METHODS, DistillConfig, distill, make_config, _CUTS, _check_supply, _fraction, _settle
-import hashlib, inspect, json, multiprocessing, os, re, signal, threading, time
+import hashlib, inspect, json, multiprocessing, os, re, shutil, signal, threading, time
 from concurrent.futures import ProcessPoolExecutor, FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -42,19 +42,26 @@ _KIND = {f.name:f.type for f in fields(DistillConfig)}
 def _value(name, text):
     "The value of a setting, read from text by the setting's type"
     if text.lower()=='none': return None
+    if not text: raise InfoUtilError(f"{name} came without a value; a value after '=' is accepted; write {name}=value, or leave it out")
     try: return _KIND.get(name, str)(text)
     except ValueError: raise InfoUtilError(f"{name}={text} came; {'a whole number' if _KIND[name] is int else 'a number'} is accepted; change it") from None
+
+def _own_method(name, choose):
+    "A function of the user's own; one that is called like ours would be taken for it"
+    if str(name).partition(':')[0] in METHODS: raise InfoUtilError(f"a function came under the name '{name}', which is a method of infoutil; another name is accepted; rename it, or give it one with a dict")
+    return Method(str(name), str(name), {}, choose)
 
 def parse_method(
     text,           # Such as 'rded', 'infoutil:alpha=0:end=highest' or 'infoutil:preset=paper'; a function of one's own passes
 )->Method:          # The method, its settings checked by name and type
     "Read a method of a comparison"
-    if callable(text): return Method(text.__name__, text.__name__, {}, text)
+    if callable(text): return _own_method(getattr(text, '__name__', type(text).__name__), text)
     base, *parts = [t.strip() for t in str(text).split(':')]
     check_choice('method', base, METHODS)
     odd = [t for t in parts if '=' not in t]
     if odd: raise InfoUtilError(f"'{odd[0]}' came in method '{text}'; settings such as alpha=0 are accepted after the name; write name:setting=value")
     settings = {k.strip():_value(k.strip(), v.strip()) for k,v in (t.split('=', 1) for t in parts)}
+    if len(settings)<len(parts): raise InfoUtilError(f"a setting came twice in method '{text}'; one value each is accepted; leave one out")
     for k in settings: check_choice('setting', k, [*(s for s in METHODS[base] if s not in _AXES), 'preset'])
     return Method(':'.join([base, *(f'{k}={v}' for k,v in settings.items())]), base, settings)
 
@@ -101,7 +108,7 @@ def _cells(g):
 def _slug(name, ipc, seed):
     "The folder of a set; a digest where a name is not fit for one"
     safe = re.sub(r'[^A-Za-z0-9._=-]+', '_', name)
-    return (safe if safe==name.replace(':', '_') else f'{safe[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}')+f'-ipc{ipc}-seed{seed}' 
+    return (safe if safe==name.replace(':', '_') and len(safe)<=100 else f'{safe[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}')+f'-ipc{ipc}-seed{seed}' 
 
 # %% ../nbs/51_compare.ipynb #95ebf82d
 def _listed(v): return [x.strip() for x in v.split(',') if x.strip()] if isinstance(v, str) else list(v) if isinstance(v, (list, tuple, set)) else [v]
@@ -115,16 +122,17 @@ def _unique(what, v, kind=None):
 def _methods(methods):
     "Methods by name, random images first of all"
     pairs = methods.items() if isinstance(methods, dict) else [(None, m) for m in _listed(methods)]
-    ms = [parse_method(m) if n is None else replace(parse_method(m), name=str(n)) for n,m in pairs]
+    ms = [parse_method(m) if n is None else _own_method(n, m) if callable(m) else replace(parse_method(m), name=str(n)) for n,m in pairs]
+    if not ms: raise InfoUtilError(f"no method came; one or more are accepted; known: {', '.join(METHODS)}")
     if not any(m.base=='random' for m in ms): ms = [parse_method('random'), *ms]
-    names = [m.name for m in ms]
-    twice = sorted({n for n in names if names.count(n)>1})
-    if twice: raise InfoUtilError(f"method '{twice[0]}' came twice; different names are accepted; leave one out, or name them with a dict")
+    names = [_slug(m.name, 0, 0).lower() for m in ms]                  # two names of one folder would share their images
+    twice = [m.name for m in ms if names.count(_slug(m.name, 0, 0).lower())>1]
+    if twice: raise InfoUtilError(f"method '{twice[0]}' came twice, or under names too alike ('{twice[-1]}'); different names are accepted; leave one out, or name them with a dict")
     return {m.name:m for m in ms}
 
 def _config(m, ipc, seed, shared):
     "The settings of a method at one cell: its own, and those of the grid that it reads"
-    own = {**{k:v for k,v in shared.items() if m.choose or k in METHODS[m.base]}, **{k:v for k,v in m.settings.items() if k!='preset'}}
+    own = {**{k:v for k,v in shared.items() if k in METHODS['infoutil' if m.choose else m.base]}, **{k:v for k,v in m.settings.items() if k!='preset'}}
     preset = m.settings.get('preset') or 'default'
     return make_config(preset, **{**({} if m.choose else dict(method=m.base)), **own}, ipc=ipc, seed=seed, label_teacher='converged')
 
@@ -150,36 +158,48 @@ def _check_axes(g, states):
         raise TeacherError("label teacher 'auto' takes the early state up to 10 images per class and the teacher's directory holds none; name another (--label-teachers converged), or train with an early state")
 
 # %% ../nbs/51_compare.ipynb #0e3092f6
-_GROWS = ('methods', 'ipc', 'labels', 'label_teachers', 'protocols', 'archs', 'repeats')
+_GROWS = ('methods', 'ipc', 'labels', 'label_teachers', 'protocols', 'archs', 'repeats', 'teachers')
 
 def _difference(old, new):
     "What differs between two sets of settings, in words"
-    show = lambda v: ', '.join(f'{k}' for k in v) if isinstance(v, (list, dict)) else str(v)
-    return [f"{k} was {show(old.get(k))} and is {show(new.get(k))}" for k in dict.fromkeys([*old, *new]) if old.get(k)!=new.get(k)]
+    same = lambda k, a, b: set(map(str, a))==set(map(str, b)) if k in _GROWS and isinstance(a, list) and isinstance(b, list) else a==b     # the order of an axis is no setting
+    show = lambda v: 'nothing' if v is None else ', '.join(map(str, v)) if isinstance(v, (list, dict)) else str(v)
+    out = []
+    for k in [k for k in dict.fromkeys([*old, *new]) if not same(k, old.get(k), new.get(k))]:
+        a, b = old.get(k), new.get(k)
+        if isinstance(a, dict) and isinstance(b, dict) and set(a)==set(b): out += [f'{k}: {d}' for d in _difference(a, b)]       # the same names hold other things
+        elif k!='methods' and isinstance(a, dict) and isinstance(b, dict): out += [f'{k}: {d}' for d in _difference(a, b)]
+        else: out.append(f'{k} was {show(a)} and is {show(b)}')
+    return out
 
 def _merge(old, new, path):
     "The settings of a grid that grows; refused where something else differs"
     if odd:=_difference({k:v for k,v in old.items() if k not in _GROWS}, {k:v for k,v in new.items() if k not in _GROWS}):
         raise InfoUtilError(f"{path} holds a comparison with other settings ({'; '.join(odd)}); methods, images per class, labels, label teachers, protocols, networks and repeats may grow; choose another directory (-o)")
-    if odd:=[k for k,v in new['methods'].items() if old['methods'].get(k, v)!=v]: raise InfoUtilError(f"{path} holds another method under the name '{odd[0]}'; the same settings are accepted; rename it")
+    for what,axis in (('method', 'methods'), ('teacher', 'teachers')):
+        if odd:=[k for k,v in new[axis].items() if old[axis].get(k, v)!=v]: raise InfoUtilError(f"{path} holds another {what} under the name '{odd[0]}'; the same one is accepted; rename it, or choose another directory (-o)")
     grown = lambda a, b: {**a, **b} if isinstance(a, dict) else max(a, b) if isinstance(a, int) else list(dict.fromkeys([*a, *b]))
     return {**new, **{k:grown(old[k], new[k]) for k in _GROWS}}
+
+def _read_grid(file):
+    "What compare.json says"
+    try: old = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e: raise OutputError(f"{file} cannot be read ({e}); the file that was written is accepted; choose another directory (-o)") from e
+    if not isinstance(old, dict) or old.get('schema')!=SCHEMA: raise OutputError(f"{file} has schema {old.get('schema') if isinstance(old, dict) else old!r}; {SCHEMA} is accepted; choose another directory, or another version of infoutil")
+    if not isinstance(old.get('config'), dict) or not set(_GROWS)<=set(old['config']): raise OutputError(f"{file} lacks settings of a comparison; the file that was written is accepted; choose another directory (-o)")
+    return old
 
 def _open_grid(path, config, about, extend):
     "Start a grid, or go on with one; `about` makes what compare.json says"
     file = path/'compare.json'
-    if not file.exists():
-        check_new(path)
-        text = about(config)                     # before the directory is there, since it may still refuse
-        path.mkdir(parents=True, exist_ok=True)
-        return write_json(file, text)
-    try: old = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise OutputError(f"{file} cannot be read ({e}); the file that was written is accepted; choose another directory (-o)") from e
-    if not isinstance(old, dict) or old.get('schema')!=SCHEMA: raise OutputError(f"{file} has schema {old.get('schema') if isinstance(old, dict) else old!r}; {SCHEMA} is accepted; choose another directory, or another version of infoutil")
+    if not file.exists(): return write_json(file, about(config))
+    old = _read_grid(file)
     if extend: config = _merge(old['config'], config, path)
-    if odd:=_difference(old['config'], config):
-        if not extend: raise OutputError(f"{path} holds a comparison that was started with other settings ({'; '.join(odd)}); the same settings go on with it; choose another directory (-o), or add cells with extend (--extend)")
-        write_json(file, about(config))
+    odd = _difference(old['config'], config)
+    if odd and not extend: raise OutputError(f"{path} holds a comparison that was started with other settings ({'; '.join(odd)}); the same settings go on with it; choose another directory (-o), or add cells with extend (--extend)")
+    if odd:
+        new = about(config)
+        write_json(file, {**new, 'label_teachers': {**old.get('label_teachers', {}), **new['label_teachers']}})
 
 SCHEMA = 1   # version of compare.json and of the lines of results.jsonl
 
@@ -227,13 +247,13 @@ def _run_cell(bench, c):
     ds, label, nbytes = _labelled(bench, raw, c)
     res = evaluate(ds, bench.dl(ds), c.arch, c.labels, c.protocol, bench.g['epochs'], repeats=1, seed=c.seed, every=bench.g['every'], device=bench.device, show_progress=False)
     stages = {**{k:v for k,v in raw.meta.get('stages', {}).items() if k!='label'}, **label, 'student': dict(seconds=res.seconds[0], peak_bytes=res.peak_bytes[0])}
-    return dict(schema=SCHEMA, data=_data_name(bench.data), method=c.method, base=m.base, settings=raw.meta['config'], ipc=c.ipc, labels=c.labels, label_teacher=c.label_teacher,
+    return dict(schema=SCHEMA, data=_data_name(bench.data), method=c.method, base=m.base, settings={**raw.meta['config'], 'label_teacher': c.label_teacher}, ipc=c.ipc, labels=c.labels, label_teacher=c.label_teacher,
                 label_epoch=None if c.labels=='hard' else bench.teacher(c.label_teacher).epoch, protocol=c.protocol, arch=res.config['arch'], teacher_arch=bench.teacher().arch, seed=c.seed,
                 accuracy=res.mean, best=res.best[0] if res.best else None, curve=[list(p) for p in res.curves[0]] if res.curves else None, epochs=res.config['epochs'], n_classes=bench.data.n_classes,
                 test_images=res.config['test_images'], bytes=dict(images=sum(p.stat().st_size for p in (folder/'train').rglob('*.png')), **nbytes), stages=stages,
                 set=folder.name, device=_where(bench.device), torch=torch.__version__)
 
-def _data_name(data): return data.spec.name if data.spec else data.root.name
+def _data_name(data): return data.spec.name if data.spec else data.root.resolve().name
 
 # %% ../nbs/51_compare.ipynb #f4b96a6b
 def _key(row): return tuple(row.get(k) for k in Cell.__dataclass_fields__)
@@ -241,24 +261,35 @@ def _key(row): return tuple(row.get(k) for k in Cell.__dataclass_fields__)
 def _finished(file):
     "Keys of the cells that `file` holds; a torn last line is cut off"
     if not file.exists(): return set()
-    raw = file.read_bytes()
-    whole = raw[:raw.rfind(b'\n')+1]
-    if len(whole)<len(raw): file.write_bytes(whole)
+    try:
+        raw = file.read_bytes()
+        whole = raw[:raw.rfind(b'\n')+1]
+        if len(whole)<len(raw): file.write_bytes(whole)
+    except OSError as e: raise OutputError(f"{file} cannot be read and written ({e.strerror}); a file with both permissions is accepted; choose another directory (-o)") from e
     try: return {_key(json.loads(l)) for l in whole.splitlines() if l.strip()}
     except (ValueError, AttributeError) as e: raise OutputError(f"{file} holds a line that is no student ({e}); lines that `infoutil compare` wrote are accepted; remove the line") from e
 
 def _append(file, row):
-    with open(file, 'a', encoding='utf-8') as f: f.write(json.dumps(row)+'\n'); f.flush(); os.fsync(f.fileno())
+    try:
+        with open(file, 'a', encoding='utf-8') as f: f.write(json.dumps(row)+'\n'); f.flush(); os.fsync(f.fileno())
+    except OSError as e: raise OutputError(f"a finished student cannot be written to {file} ({e.strerror}); a place with room and write permission is accepted; make room and run the same command again") from e
+
+def _sweep(path):
+    "Remove what a killed run left half-written"
+    for p in [*path.glob('compare.json?*'), *path.glob('.compare.json*'), *(path/'sets').glob('.*'), *(path/'cache').glob('.*')]:
+        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 @contextmanager
 def _alone(path):
     "Hold a directory for one run; the system lets go of it when the process ends, however it ends"
     try: import fcntl
     except ImportError: yield; return                       # no such lock on this system
-    with open(path/'compare.json', 'rb') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    fd = os.open(path, os.O_RDONLY)                         # the directory itself, since files in it are replaced
+    try:
+        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except OSError: raise OutputError(f"another run is working in {path}; one at a time is accepted; wait for it, or choose another directory (-o)") from None
         yield
+    finally: os.close(fd)
 
 # %% ../nbs/51_compare.ipynb #7345b172
 _bench = None    # of a worker process
@@ -314,7 +345,7 @@ def _run_side_by_side(bench, args, cells, done, jobs):
                 what, row = tasks.pop(f), f.result()
                 if isinstance(what, Cell): done(what, row)
                 else: tasks |= {pool.submit(_work, 'student', c): c for c in cells if (c.method, bench.draw(c))==what}
-    except BrokenProcessPool as e: raise InfoUtilError("a worker process has ended, most often for want of memory; what is finished is kept; run the same command again with fewer workers (--jobs)") from e
+    except BrokenProcessPool as e: raise InfoUtilError("a worker process has ended, most often for want of memory, or because a script calls compare without `if __name__=='__main__':`; what is finished is kept; mend that, or run again with fewer workers (--jobs)") from e
     except BaseException: stop.set(); raise
     finally:
         if pool: pool.shutdown(wait=not stop.is_set(), cancel_futures=True)
@@ -362,6 +393,38 @@ def _method_config(m):
     try: return dict(function=hashlib.sha256(inspect.getsource(m.choose).encode()).hexdigest()[:16])
     except (OSError, TypeError): return dict(function=m.name)
 
+# %% ../nbs/51_compare.ipynb #7d431c2c
+def _check_call(out, teacher, jobs, settings):
+    "Refuse arguments of the wrong kind; the output directory as a `Path`"
+    for what,v in (('out', out), ('teacher', teacher)):
+        if not isinstance(v, (str, Path)): raise InfoUtilError(f"{what} came as {type(v).__name__}; the path of a directory is accepted; see infoutil teacher")
+    if not isinstance(jobs, int) or jobs<1: raise InfoUtilError(f"{jobs!r} jobs came; a whole number from 1 up is accepted; raise jobs (--jobs)")
+    for k in settings: check_choice('setting', k, [f.name for f in fields(DistillConfig) if f.name not in _AXES])
+    return Path(out)
+
+def _check_read(g, methods, settings, labels, label_teachers):
+    "Refuse what no student of the grid would read"
+    odd = [k for k in settings if not any(k in METHODS['infoutil' if m.choose else m.base] for m in methods.values())]
+    if odd: raise InfoUtilError(f"{', '.join(odd)} came and no method of the grid uses {'them' if len(odd)>1 else 'it'}; settings that {', '.join(methods)} read are accepted; leave {', '.join(odd)} out")
+    cells = _cells(g)
+    unused = [l for l in g['labels'] if labels and not any(c.labels==l for c in cells)]
+    if label_teachers and not any(c.labels!='hard' for c in cells): unused += g['label_teachers']
+    if unused: raise InfoUtilError(f"{', '.join(unused)} came and no student of the grid would use it, since {', '.join(g['protocols'])} labels are hard; soft labels under another protocol are accepted; leave {', '.join(unused)} out")
+
+def _teachers_of(bench):
+    "Digests of the judge and of all label teachers that the grid uses"
+    used = sorted({'converged', *(c.label_teacher for c in _cells(bench.g))}-{'none'})
+    return {n:bench.teacher(n).sha256 for n in used}
+
+def _images_of(data, split, teacher, tolerance=.01):
+    "What identifies the images; refused where students would be measured on what the teacher or the sets have seen"
+    digest = lambda prints: hashlib.sha256(sketch(prints).numpy().tobytes()).hexdigest()[:16]
+    check_unseen(teacher, split)
+    pool, tests = fingerprints(data.train.paths()), fingerprints(split.paths())
+    seen, of = count_seen(sketch(pool), tests)
+    if seen>tolerance*of: raise DataError(f"{seen} of {of} evaluation images are among the training images that sets are distilled from, byte for byte; images of another split are accepted; measure on those (--test)")
+    return dict(data=_data_name(data), held_out=data.held_out, training_images=digest(pool), evaluation_images=digest(tests))
+
 # %% ../nbs/51_compare.ipynb #dc28456e
 def compare(
     data,                           # Folder, name in `data.SPECS`, or `ImageData`
@@ -369,8 +432,8 @@ def compare(
     out,                            # Directory of the comparison; one that was started with the same settings goes on
     methods=('infoutil', 'rded', 'random'),   # Texts for `parse_method`, functions `choose(cands, n, teacher, cfg)`, or a dict name -> either; 'random' is added where it is missing
     ipc=(1, 10),                    # Images per class
-    labels=('online',),             # Names in `student.LABELS`
-    label_teachers=('auto',),       # Checkpoints of the teacher's directory; 'auto': early up to 10 images per class, else converged
+    labels=None,                    # Names in `student.LABELS`; None: online
+    label_teachers=None,            # Checkpoints of the teacher's directory; 'auto', and None: early up to 10 images per class, else converged
     protocols=('rded',),            # Names in `student.PROTOCOLS`
     archs=None,                     # Students' networks, see `models.arch_names`; None: the teacher's
     repeats:int=3,                  # Students a cell, 1 or more; 3 or more give a spread
@@ -387,25 +450,29 @@ def compare(
     **settings,                     # Fields of `DistillConfig` for every method that reads them: factor, candidates, budget, ...
 )->pd.DataFrame:                    # A row a student, see `report.read_results`
     "Train every student of a grid under equal recipes, and keep each result at once"
-    out, methods = Path(out), _methods(methods)
-    for k in settings: check_choice('setting', k, [f.name for f in fields(DistillConfig) if f.name not in _AXES])
-    if jobs<1: raise InfoUtilError(f"{jobs} jobs came; 1 or more is accepted; raise jobs (--jobs)")
+    out, methods = _check_call(out, teacher, jobs, settings), _methods(methods)
     judge = load_teacher(teacher, device=device)
     source, data = data, load_data(data, _fraction(data, valid_frac, judge))
     check_classes(judge.classes, data.classes)
     split = _images_to_measure_on(data, source, test)
-    epochs = epochs or (data.spec.epochs if data.spec else None)
-    g = dict(methods=list(methods), ipc=_unique('ipc', ipc, int), labels=_unique('labels', labels), label_teachers=_unique('label teachers', label_teachers), protocols=_unique('protocols', protocols),
+    check_apart(out, data.root, teacher, *([test] if isinstance(test, (str, Path)) else []))
+    if epochs is None and data.spec: epochs = data.spec.epochs
+    g = dict(methods=list(methods), ipc=_unique('ipc', ipc, int), labels=_unique('labels', labels or 'online'), label_teachers=_unique('label teachers', label_teachers or 'auto'), protocols=_unique('protocols', protocols),
              archs=_unique('archs', archs or _own_arch(judge)), repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set)
-    _check_axes(g, teacher_states(teacher)); _check_archs(g['archs'], data.n_classes, judge.size)
+    _check_axes(g, teacher_states(teacher)); _check_archs(g['archs'], data.n_classes, judge.size); _check_read(g, methods, settings, labels, label_teachers)
     for m in methods.values(): _check_method(m, g, settings, judge, data)
-    check_unseen(judge, split)
-    config = {**g, 'methods': {n:_method_config(m) for n,m in methods.items()}, 'settings': settings, 'data': _data_name(data), 'classes': data.n_classes, 'teacher': judge.sha256,
-              'evaluation': hashlib.sha256(sketch(fingerprints(split.paths())).numpy().tobytes()).hexdigest()[:16]}
     args = (data, teacher, out, settings, g, methods, split, device)
     bench = _Bench(*args)
-    _open_grid(out, config, lambda config: _about(bench, config), extend)
-    with _alone(out): _run_grid(bench, args, jobs, show_progress)
+    config = {**g, 'methods': {n:_method_config(m) for n,m in methods.items()}, 'settings': settings, 'classes': data.n_classes, 'teachers': _teachers_of(bench), **_images_of(data, split, judge)}
+    about = lambda config: _about(bench, config)
+    if not (out/'compare.json').exists():
+        if out.is_dir(): _sweep(out)
+        check_new(out)
+        text = about(config)                     # before the directory is there, since it may still refuse
+        about = lambda config: text
+        out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        _sweep(out); _open_grid(out, config, about, extend); _run_grid(bench, args, jobs, show_progress)
     return read_results(out)
 
 def _own_arch(teacher):

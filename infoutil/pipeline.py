@@ -21,7 +21,7 @@ from .store import DistilledSet
 from .baselines import random_crops, herding_crops, kmeans_crops, forgetting_crops, el2n_crops, rded_crops, cut_patches
 from .sre2l import sre2l_images, sre2l_provenance
 import hashlib, math, os, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace, asdict, fields
 from pathlib import Path
 import torch
@@ -261,7 +261,8 @@ def _write_maps(file, maps, stage):
         save_file({'maps': maps.contiguous()}, tmp, metadata=dict(seconds=str(stage.seconds), peak_bytes=str(stage.peak_bytes or 0)))
         tmp.replace(file)
     except (OSError, SafetensorError) as e: raise OutputError(f"attribution maps cannot be kept in {file.parent} ({e}); a folder with room and write permission is accepted; choose another cache, or none") from e
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): tmp.unlink()
 
 def _maps(cands, teacher, cfg, meter, cache):
     "Attribution maps of a class, read from `cache` where an earlier run left them"
@@ -371,7 +372,7 @@ def _assemble(data, images, y, logits, labeller, which, cfg, origin, seconds, st
     "The distilled set with all that produced it"
     about = lambda t: dict(arch=t.arch, epoch=t.epoch, accuracy=t.accuracy, sha256=t.sha256)
     meta = dict(method=cfg.method, config=asdict(cfg), ipc=cfg.ipc, factor=cfg.factor, size=judge.size, mean=list(judge.mean), std=list(judge.std),
-                data=data.spec.name if data.spec else data.root.name, label_teacher=which, judge=about(judge), held_out=data.held_out, seconds=seconds, stages=stages)
+                data=data.spec.name if data.spec else data.root.resolve().name, label_teacher=which, judge=about(judge), held_out=data.held_out, seconds=seconds, stages=stages)
     return DistilledSet(images=images, y=y, classes=data.classes, labels=logits, teacher=labeller, meta=meta, provenance=origin)
 
 # %% ../nbs/50_pipeline.ipynb #a9a0f0c6

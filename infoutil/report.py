@@ -473,8 +473,10 @@ def _best_match(p):
     p = p[p.note==''].sort_values('table', kind='stable')
     return f'{p.accuracy.iloc[0]:.1f} (Table {p.table.iloc[0]})' if len(p) else ''
 
-def _as_published(method, base):
+def _as_published(method, base, settings=None):
     "Whether a row is the method as the paper has it: other settings than these make it another one"
+    s = settings if isinstance(settings, dict) else {}
+    if s.get('alpha', 2)!=2 or (s.get('crops', 5)!=5 and s.get('min_area', 1)<1): return False
     return all(s.partition('=')[0] in ('factor', 'candidates', 'budget') or s=='preset=paper' for s in method.split(':')[1:]) if method.startswith(base) else True
 
 def beside_published(
@@ -489,7 +491,7 @@ def beside_published(
         r = about.loc[key if len(rows)>1 else [key]]
         r = r.iloc[0] if isinstance(r, pd.DataFrame) else r
         for i in ours.columns:
-            table[i, 'ours'].append(ours.loc[key, i]); table[i, 'published'].append(_best_match(published(r['data'], r['arch'], method=r['base'], ipc=i)) if _as_published(key if isinstance(key, str) else key[0], r['base']) else '')
+            table[i, 'ours'].append(ours.loc[key, i]); table[i, 'published'].append(_best_match(published(r['data'], r['arch'], method=r['base'], ipc=i)) if _as_published(key if isinstance(key, str) else key[0], r['base'], r['settings']) else '')
     out = pd.DataFrame(table, ours.index.copy())
     out.columns = out.columns.set_names(['ipc', 'top-1 %'])
     out = pd.concat([out, _only_published(frame, rows, out)])

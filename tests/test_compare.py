@@ -97,14 +97,19 @@ def test_a_function_of_ones_own_beside_ours(world, tmp_path):
     frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=[dark, 'rded'], jobs=2, **small)
     assert set(frame.method)=={'random', 'dark', 'rded'}
     def dark(cands, n, teacher, cfg): return top_crops(Crops((), torch.zeros(0, 4), torch.zeros(0)), n)
-    with pytest.raises(OutputError, match='methods was'): compare(world['data'], world['teacher'], tmp_path/'c', methods=[dark, 'rded'], **small)     # another function under the name
+    with pytest.raises(OutputError, match='methods: dark: function was'): compare(world['data'], world['teacher'], tmp_path/'c', methods=[dark, 'rded'], **small)     # another function under the name
 
 def test_two_runs_in_one_directory(world, tmp_path):
     fcntl = pytest.importorskip('fcntl')
     compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small)
-    with open(tmp_path/'c'/'compare.json', 'rb') as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match='another run is working'): compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small)
+    fd = os.open(tmp_path/'c', os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    for kw in ({}, dict(extend=True, labels=['online', 'hard'])):
+        with pytest.raises(OutputError, match='another run is working'): compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **kw, **small)
+    os.close(fd)
+    (tmp_path/'c'/'sets'/'.left').mkdir(); (tmp_path/'c'/'compare.json.tmp1').write_text('{')     # by a run that was killed
+    assert len(compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small))==1
+    assert not (tmp_path/'c'/'sets'/'.left').exists() and not (tmp_path/'c'/'compare.json.tmp1').exists()
 
 def test_refused_on_the_command_line(world, tmp_path, capsys):
     run = lambda *more: (main(['compare', world['folder'], '--teacher', world['teacher'], '-o', str(tmp_path/'c'), '--epochs', '1', '--candidates', '6', '--ipc', '1', *more]), capsys.readouterr().err)
@@ -119,11 +124,26 @@ def test_classes_that_differ(world, tmp_path):
     with pytest.raises(InfoUtilError, match='3 classes and the distilled set 10'): compare(world['data'], world['teacher'], tmp_path/'c', test=other, **small)
     with pytest.raises(TeacherError, match='class 0 is'): compare(replace(world['data'], classes=tuple('abcdefghij')), world['teacher'], tmp_path/'c', **small)
 
+def test_another_early_teacher_is_another_grid(world, tmp_path):
+    run = lambda teacher: compare(world['data'], teacher, tmp_path/'c', methods=['random'], **small)
+    run(world['teacher'])
+    import shutil
+    shutil.copytree(world['teacher'], tmp_path/'other')
+    for end in ('json', 'safetensors'): shutil.copy(tmp_path/'other'/f'converged.{end}', tmp_path/'other'/f'early.{end}')
+    with pytest.raises(OutputError, match='teachers: early was'): run(tmp_path/'other')
+
+def test_evaluation_images_among_the_candidates(world, tmp_path):
+    data, teacher = world['data'], tmp_path/'bare'
+    import shutil
+    shutil.copytree(world['teacher'], teacher)
+    for f in teacher.glob('training.*'): f.unlink()                       # a teacher of which nothing is known
+    with pytest.raises(InfoUtilError, match='among the training images'): compare(data, teacher, tmp_path/'c', test=Path(world['folder'])/'train', methods=['random'], **small)
+
 def test_what_grows_and_what_does_not(world, tmp_path):
     run = lambda **kw: compare(world['data'], world['teacher'], tmp_path/'c', **{**small, 'methods': ['random'], **kw})
     first = run()
     with pytest.raises(OutputError, match='repeats was 1 and is 2'): run(repeats=2)
-    with pytest.raises(OutputError, match='settings was candidates and is candidates|candidates'): run(candidates=7)
+    with pytest.raises(OutputError, match='settings: candidates was 6 and is 7'): run(candidates=7)
     grown = run(repeats=2, methods=['random', 'rded'], extend=True)
     assert len(grown)==4 and grown.accuracy[0]==first.accuracy[0]
     with pytest.raises(InfoUtilError, match='epochs was 1 and is 2'): run(repeats=2, epochs=2, extend=True)
