@@ -323,6 +323,7 @@ def _sets(bench, cells):
     first = list(dict.fromkeys(c.method for c in cells))
     return {k:sorted(set(out[k])) for k in sorted(out, key=lambda k: (first.index(k[0]), k[1]))}
 
+# %% ../nbs/51_compare.ipynb #af531dd9
 def _run_here(bench, cells, done):
     "All cells one after the other, in this process"
     for c in cells:
