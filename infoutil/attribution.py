@@ -8,6 +8,7 @@ __all__ = ['OUTPUTS', 'METHODS', 'patch_edges', 'show_only', 'coalition_values',
 
 # %% ../nbs/10_attribution.ipynb #5c9893c7
 from .core import *
+from .inference import choose_chunk, fast_copy, in_chunks
 import math, itertools
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,25 +28,70 @@ def _check_grid(x, grid):
         raise InfoUtilError(f"a grid of {grid!r} came for images of {x.shape[-2]} x {x.shape[-1]} px; a whole number from 1 to {min(x.shape[-2:])} is accepted; "
                             "4 is usual")
 
+def _pixel_patches(x, grid):
+    "Which patch each pixel belongs to, int64 (h, w), where the grid does not divide the sides; else None"
+    h, w = x.shape[-2:]
+    if h%grid==0 and w%grid==0: return None
+    rows, cols = [torch.arange(grid).repeat_interleave(torch.tensor(np.diff(patch_edges(s, grid)))) for s in (h, w)]
+    return (rows[:, None]*grid+cols).to(x.device)
+
+def _hide(out, x, masks, grid, cells, base):
+    "Write images `x` (n, c, h, w) under `masks` (s, grid*grid) into `out` (n, s, c, h, w), all in one layout; a view with an axis a patch is multiplied, so that no mask of pixels is made"
+    if cells is None: cut, m = lambda t: t.unflatten(-1, (grid, -1)).unflatten(-3, (grid, -1)), masks.view(-1, 1, grid, 1, grid, 1)
+    else:             cut, m = lambda t: t, masks[:, cells][:, None]
+    if base is None: torch.mul(cut(x)[:, None], m, out=cut(out))
+    else: torch.where(m, cut(x)[:, None], cut(base)[:, None], out=cut(out))
+
+def _ready(x, masks, grid, baseline, layout):
+    "Images, masks, patches of pixels and baseline (n, c, h, w) as `_hide` takes them"
+    base = None if baseline is None else baseline.to(x).expand(x.shape)
+    return x.contiguous(memory_format=layout), masks.to(x.device, x.dtype if base is None else torch.bool), _pixel_patches(x, grid), base
+
 def show_only(
     x:Tensor,               # Normalized images (n, c, h, w)
     masks:Tensor,           # Which patches each coalition shows, bool (s, grid*grid)
     grid:int=4,             # Patches along one side
     baseline:Tensor=None,   # What hidden patches take, broadcastable to (n, c, h, w); None: zero, the mean colour
-)->Tensor:                  # Masked images (n, s, c, h, w)
+)->Tensor:                  # Masked images (n, s, c, h, w), in the layout of `x`
     "Every image under every coalition"
-    n, c, h, w = x.shape
-    m = masks.to(x.device, x.dtype).view(1, -1, 1, grid, 1, grid, 1)
-    if h%grid==0 and w%grid==0: m = m.expand(1, -1, 1, grid, h//grid, grid, w//grid).reshape(1, len(masks), 1, h, w)
-    else:
-        rows, cols = [torch.tensor(np.diff(patch_edges(s, grid)), device=x.device) for s in (h, w)]
-        m = m.view(len(masks), grid, grid).repeat_interleave(rows, 1).repeat_interleave(cols, 2)[None, :, None]
-    if baseline is None: return x[:, None]*m
-    b = baseline.to(x)
-    return torch.where(m>0, x[:, None], b[:, None] if b.ndim==4 else b)
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    out = x.new_empty((len(x)*len(masks), *x.shape[1:])).contiguous(memory_format=layout).unflatten(0, (len(x), len(masks)))
+    x, masks, cells, base = _ready(x, masks, grid, baseline, layout)
+    _hide(out, x, masks, grid, cells, base)
+    return out
+
 
 # %% ../nbs/10_attribution.ipynb #5d1dc886
 OUTPUTS = ('logit', 'probability')
+
+class _Passes:
+    "Outputs of a network for rows of (image, coalition), image by image; one buffer of masked images serves all passes"
+    def __init__(self, net, x, y, masks, grid, baseline, output):
+        self.net, self.grid, self.output, self.n_masks = net, grid, output, len(masks)
+        self.layout = net.layout(x)
+        self.x, self.masks, self.cells, self.base = _ready(x, masks, grid, baseline, self.layout)
+        self.y, self.who, self.buffer, self.classes = y, y.repeat_interleave(len(masks))[:, None], None, None
+    def _fill(self, out, at):
+        "Masked images for the rows from `at` on: the rest of an image, whole images, the start of one"
+        while len(out):
+            i, j = divmod(at, self.n_masks)
+            n = max(1, len(out)//self.n_masks) if j==0 else 1
+            s = min(self.n_masks-j, len(out))
+            _hide(out[:n*s].unflatten(0, (n, s)), self.x[i:i+n], self.masks[j:j+s], self.grid, self.cells, None if self.base is None else self.base[i:i+n])
+            out, at = out[n*s:], at+n*s
+    def _room(self, n):
+        "A buffer for `n` images; a function of the user's own gets a new one each time, for it may keep it"
+        if self.buffer is None or len(self.buffer)<n or len(self.buffer)>=2*n or self.net.how(self.x)=='as it is':
+            self.buffer = None                                # before the new one is made
+            self.buffer = torch.empty((n, *self.x.shape[1:]), dtype=self.x.dtype, device=self.x.device, memory_format=self.layout)
+        return self.buffer[:n]
+    def __call__(self, rows):
+        z = self._room(rows.stop-rows.start)
+        self._fill(z, rows.start)
+        out = self.net(z)
+        if self.classes is None: self.classes = out.shape[1]; check_labels(self.y, self.classes)
+        if self.output=='probability': out = out.softmax(-1)
+        return out.gather(1, self.who[rows])[:, 0]
 
 @torch.inference_mode()
 def coalition_values(
@@ -56,27 +102,20 @@ def coalition_values(
     grid:int=4,                 # Patches along one side
     baseline:Tensor=None,       # See `show_only`
     output:str='logit',         # 'logit' or 'probability' of the true class
-    chunk:int=None,             # Masked images a pass, None: 16 on a CPU, 1024 on a GPU; changes speed and memory, never the result
+    chunk:int=None,             # Masked images a pass, None: see `inference.choose_chunk`; changes speed and memory, never the result
     precision:str='float32',    # See `core.autocast`
 )->Tensor:                      # float64 (n, s), logits or probabilities
     "The model's output for the true class under every coalition"
     check_choice('output', output, OUTPUTS)
     dev = device_of(model) if isinstance(model, nn.Module) else x.device
-    x, y, masks = x.to(dev), y.to(dev), masks.to(dev)
-    chunk = chunk or (16 if dev.type=='cpu' else 1024)      # a CPU computes small passes from its cache
-    res = torch.empty(len(x), len(masks), dtype=torch.float64, device=dev)
-    at_once = max(1, chunk//len(masks))
-    with autocast(dev, precision):
-        for i in range(0, len(x), at_once):
-            xi, yi = x[i:i+at_once], y[i:i+at_once]
-            for j in range(0, len(masks), chunk):
-                z = show_only(xi, masks[j:j+chunk], grid, None if baseline is None else baseline[i:i+at_once] if baseline.ndim==4 and len(baseline)==len(x) else baseline)
-                out = model(z.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float().view(*z.shape[:2], -1)
-                check_labels(yi, out.shape[-1])
-                if output=='probability': out = out.softmax(-1)
-                res[i:i+at_once, j:j+chunk] = out.gather(2, yi.view(-1, 1, 1).expand(-1, out.shape[1], 1))[..., 0].double()
+    x, y = x.to(dev, non_blocking=True), y.to(dev, non_blocking=True)
+    if not len(x) or not len(masks): return torch.zeros(len(x), len(masks), dtype=torch.float64, device=dev)
+    net = fast_copy(model, precision)
+    passes = _Passes(net, x, y, masks, grid, baseline, output)
+    res = torch.cat(in_chunks(passes, len(x)*len(masks), choose_chunk(net, x) if chunk is None else chunk)).double().view(len(x), len(masks))
     if not res.isfinite().all(): raise InfoUtilError("the model's output holds NaN or infinity; finite logits are accepted; check its weights and the normalization")
     return res
+
 
 # %% ../nbs/10_attribution.ipynb #f8663f38
 def all_masks(

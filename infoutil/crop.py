@@ -7,6 +7,7 @@ __all__ = ['pool_map', 'noisy_maps', 'draw_fractions', 'windows', 'random_window
 
 # %% ../nbs/11_crop.ipynb #c4a70b44
 from .core import *
+from .inference import choose_chunk, fast_copy, in_chunks
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 
@@ -119,25 +120,21 @@ def _keep(boxes, h, w):
     t, l, bh, bw = [v[..., None] for v in boxes.unbind(-1)]
     return ((rows>=t)&(rows<t+bh))[..., :, None]&((cols>=l)&(cols<l+bw))[..., None, :]
 
-@torch.inference_mode()
-def _moves(model, x, boxes, baseline, precision):
-    "Distance between the outputs on windows and on the whole image, for one batch"
-    z = torch.where(_keep(boxes, *x.shape[-2:])[:, :, None], x[:, None], baseline)
-    with autocast(x.device, precision): out, whole = model(z.flatten(0, 1)), model(x)
-    return (out.float().view(*boxes.shape[:2], -1)-whole.float()[:, None]).norm(dim=-1)
-
 def informativeness(
     model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
     x:Tensor,                   # Normalized images (n, c, h, w)
     boxes:Tensor,               # Windows: top, left, height, width in pixels, int64 (n, crops, 4)
     baseline=0.,                # What is shown outside, a number or a colour (c, 1, 1); zero is the mean colour
-    chunk:int=64,               # Windows a pass, about; memory grows with it, the result does not change
+    chunk:int=None,             # Windows a pass, None: see `inference.choose_chunk`; changes speed and memory, never the result
     precision:str='float32',    # See `core.autocast`
 )->Tensor:                      # (n, crops), 0 or below, in logits
     "Definition 1 for windows: minus the distance between the outputs on the window alone and on the whole image"
     check_batch(x); check_eval(model)
     if boxes.ndim!=3 or len(boxes)!=len(x) or boxes.shape[2]!=4:
         raise InfoUtilError(f"windows came as {tuple(boxes.shape)} for {len(x)} images; ({len(x)}, crops, 4) is accepted; see windows")
-    base, step = torch.as_tensor(baseline, dtype=x.dtype, device=x.device), max(1, chunk//max(1, boxes.shape[1]))
-    moves = [_moves(model, xi, bi, base, precision) for xi,bi in zip(x.split(step), boxes.to(x.device).split(step))]
-    return -torch.cat(moves) if len(x) else x.new_zeros(boxes.shape[:2])
+    if not boxes.numel(): return x.new_zeros(boxes.shape[:2])
+    net, flat, who = fast_copy(model, precision), boxes.to(x.device).flatten(0, 1), torch.arange(len(x), device=x.device).repeat_interleave(boxes.shape[1])
+    base, chunk = torch.as_tensor(baseline, dtype=x.dtype, device=x.device), choose_chunk(net, x) if chunk is None else chunk
+    on = lambda rows: net(torch.where(_keep(flat[rows], *x.shape[-2:])[:, None], x[who[rows]], base))
+    whole, out = torch.cat(in_chunks(lambda rows: net(x[rows]), len(x), chunk)), torch.cat(in_chunks(on, len(flat), chunk))
+    return -(out.view(*boxes.shape[:2], -1)-whole[:, None]).norm(dim=-1)
