@@ -9,9 +9,11 @@ __all__ = ['VIEWS_VERSION', 'Views', 'draw_views', 'shuffle_tiles', 'paste_cutmi
 from .core import *
 import hashlib, json, math
 from dataclasses import dataclass, asdict, replace
+from functools import lru_cache, partial
 import torch, torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as T
 from fastcore.basics import patch
 
 # %% ../nbs/04_augment.ipynb #e465ef11
@@ -31,8 +33,9 @@ class Views:
     def __len__(self): return len(self.flip)
 
 def _draw_box(u, size, lo, hi):
-    "torchvision's random resized crop from ten tries of uniform numbers u (10, 4)"
-    for a, r, i, j in u.tolist():
+    "torchvision's random resized crop from ten tries of four uniform numbers, 40 in a row"
+    if lo==1: return 0, 0, size, size       # whichever try fits has rounded to the whole image
+    for a, r, i, j in zip(u[0:40:4], u[1:40:4], u[2:40:4], u[3:40:4]):
         area, ratio = size*size*(lo+(hi-lo)*a), math.exp(math.log(3/4)+r*(math.log(4/3)-math.log(3/4)))
         w, h = round(math.sqrt(area*ratio)), round(math.sqrt(area/ratio))
         if 0<w<=size and 0<h<=size: return int(i*(size-h+1)), int(j*(size-w+1)), h, w
@@ -59,16 +62,19 @@ def draw_views(
     lo = 1/factor if min_scale is None else min_scale
     if not 0<lo<=max_scale<=1: raise InfoUtilError(f"window scales from {lo} to {max_scale} came; 0 < smallest <= largest <= 1 is accepted; RDED's are 1/factor to 1")
     gens = [rng(seed, 'view', epoch, i) for i in ids]
-    perm = lambda g: torch.randperm(factor, generator=g)
-    cols, rows = torch.stack([perm(g) for g in gens]), torch.stack([perm(g) for g in gens])     # drawn in any case, so that `shuffle` moves no window
+    cols, rows = [_draw_tiles(gens, factor) for _ in range(2)]      # drawn in any case, so that `shuffle` moves no window
     if not shuffle: cols = rows = torch.arange(factor).repeat(len(ids), 1)
-    u = [torch.rand(41, generator=g, dtype=torch.float64) for g in gens]
-    box = torch.tensor([_draw_box(v[:40].view(10, 4), size, lo, max_scale) for v in u])
-    mirrored = torch.stack([v[40]<0.5 for v in u])&flip
+    u = [torch.rand(41, generator=g, dtype=torch.float64).tolist() for g in gens]
+    box = torch.tensor([_draw_box(v, size, lo, max_scale) for v in u])
+    mirrored = torch.tensor([v[40]<0.5 for v in u])&flip
     auto = tuple(seed_from(seed, 'auto', epoch, i) for i in ids) if autoaugment else None
     pair = _draw_cutmix(len(ids), size, cutmix, rng(seed, 'cutmix', epoch, batch)) if cutmix else (None, None)
     return Views(size, factor, cols, rows, box, mirrored, auto, *pair, dict(seed=seed, epoch=epoch, batch=batch, size=size, factor=factor, min_scale=lo,
                  max_scale=max_scale, shuffle=shuffle, flip=flip, autoaugment=autoaugment, cutmix=cutmix))
+
+def _draw_tiles(gens, factor):
+    "A permutation of the tiles by every generator, (n, factor); one tile takes no random number"
+    return torch.zeros(len(gens), 1, dtype=torch.int64) if factor==1 else torch.stack([torch.randperm(factor, generator=g) for g in gens])
 
 def _draw_cutmix(n, size, beta, g):
     "One box and one pairing for the batch"
@@ -92,16 +98,16 @@ def shuffle_tiles(
     edges = [round(i*s/f) for i in range(f+1)]
     def index(p):                                   # pixel order of one image after moving its tiles
         return torch.cat([torch.arange(edges[i], edges[i+1]) for i in p])
-    ci, ri = [torch.stack([index(q) for q in p.tolist()]).to(x.device) for p in (cols, rows)]
+    ci, ri = [torch.stack([index(q) for q in p.tolist()]).to(x.device, non_blocking=True) for p in (cols, rows)]
     n = torch.arange(len(x), device=x.device)[:, None, None]
     return x[n, :, ri[:, :, None], ci[:, None, :]].permute(0, 3, 1, 2)
 
 def _crop_flip(x, box, flip):
     "Resize a window of every image to the image's size, mirrored where `flip`"
     n, s = len(x), x.shape[-1]
-    t, l, h, w = box.to(x).unbind(1)
+    t, l, h, w = box.to(x.device, x.dtype, non_blocking=True).unbind(1)
     theta = torch.zeros(n, 2, 3, device=x.device, dtype=x.dtype)
-    theta[:, 0, 0] = w/s*torch.where(flip.to(x.device), -1., 1.)
+    theta[:, 0, 0] = w/s*torch.where(flip.to(x.device, non_blocking=True), -1., 1.)
     theta[:, 1, 1] = h/s
     theta[:, 0, 2], theta[:, 1, 2] = (2*l+w)/s-1, (2*t+h)/s-1
     grid = F.affine_grid(theta, x.shape, align_corners=False)
@@ -117,16 +123,76 @@ def paste_cutmix(
     if views.partner is None: return x
     t, l, h, w = views.cutmix
     out = x.clone()
-    out[:, :, t:t+h, l:l+w] = x[views.partner.to(x.device), :, t:t+h, l:l+w]
+    out[:, :, t:t+h, l:l+w] = x[views.partner.to(x.device, non_blocking=True), :, t:t+h, l:l+w]
     return out
 
-# %% ../nbs/04_augment.ipynb #2b4c4eaf
-def _autoaugment(pixels, seeds, size):
-    "torchvision's AutoAugment with its own seed for every image; CIFAR's policy up to 64 px, ImageNet's above"
-    policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10 if size<=64 else v2.AutoAugmentPolicy.IMAGENET)
+# %% ../nbs/04_augment.ipynb #12616fdd
+_MOVES = dict(ShearX=lambda x, m: T.affine(x, 0., [0, 0], 1., [math.degrees(math.atan(m)), 0.], center=[0, 0]), TranslateX=lambda x, m: T.affine(x, 0., [int(m), 0], 1., [0., 0.]), Rotate=T.rotate,
+              ShearY=lambda x, m: T.affine(x, 0., [0, 0], 1., [0., math.degrees(math.atan(m))], center=[0, 0]), TranslateY=lambda x, m: T.affine(x, 0., [0, int(m)], 1., [0., 0.]))
+_COLOURS = dict(Brightness=lambda x, m: T.adjust_brightness(x, 1+m), Color=lambda x, m: T.adjust_saturation(x, 1+m), Contrast=lambda x, m: T.adjust_contrast(x, 1+m), Sharpness=lambda x, m: T.adjust_sharpness(x, 1+m),
+                Posterize=lambda x, m: T.posterize(x, int(m)), Solarize=lambda x, m: T.solarize(x, 255*m), AutoContrast=lambda x, m: T.autocontrast(x), Equalize=lambda x, m: T.equalize(x), Invert=lambda x, m: T.invert(x))
+
+@lru_cache
+def _policy(size):
+    "torchvision's AutoAugment: CIFAR's policy up to 64 px, ImageNet's above"
+    return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10 if size<=64 else v2.AutoAugmentPolicy.IMAGENET)
+
+@lru_cache
+def _tables(size):
+    "Its policies, and of every operation its strengths by level and whether a coin decides their sign; None where a version of torchvision keeps them elsewhere"
+    policies, space = [getattr(_policy(size), k, None) for k in ('_policies', '_AUGMENTATION_SPACE')]
+    if not policies or not space: return None
+    of = lambda levels: None if levels is None else levels.tolist()
+    return policies, {op: (of(f(10, size, size)), signed) for op,(f, signed) in space.items()}
+
+def _draw_auto(seed, policies, space):
+    "What AutoAugment does to one image: two operations with their strengths, or None for nothing, drawn as torchvision draws them"
+    g = rng(seed)
+    u = lambda: torch.rand((), generator=g)
+    def draw(op, p, level):
+        if not u()<=p: return None
+        levels, signed = space[op]
+        if levels is None: return op, 0.
+        return op, -levels[level] if signed and u()<=.5 else float(levels[level])
+    return [draw(*step) for step in policies[int(torch.randint(len(policies), (), generator=g))]]
+
+# %% ../nbs/04_augment.ipynb #835f4e08
+@lru_cache(128)
+def _pixel_map(op, m, size):
+    "Which pixel lands where under a geometric operation, int64 (size*size,), -1 for none: torchvision's own, asked with a picture of pixel numbers"
+    return _MOVES[op](torch.arange(1., size*size+1).view(1, 1, size, size), m).long().flatten()-1
+
+def _move(x, maps):
+    "Every image by its own map of pixels, black where nothing lands"
+    at = torch.stack(maps).to(x.device, non_blocking=True)[:, None]
+    return (x.flatten(2).gather(2, at.clamp(min=0).expand(-1, x.shape[1], -1))*(at>=0)).view_as(x)
+
+def _auto_step(x, plan):
+    "One operation an image, in place; those that are alike go together"
+    groups = {}
+    for i,what in enumerate(plan):
+        if what is not None: groups.setdefault('move' if what[0] in _MOVES else what, []).append(i)
+    for what,at in groups.items():
+        maps = [_pixel_map(*plan[i], x.shape[-1]) for i in at] if what=='move' else None
+        at = torch.tensor(at).to(x.device, non_blocking=True)
+        x[at] = _move(x[at], maps) if maps else _COLOURS[what[0]](x[at], what[1])
+
+def _autoaugment_each(pixels, seeds, size):
+    "torchvision's AutoAugment image by image, each under its own seed"
     def one(im, s):
-        with seeded(s): return policy(im)
+        with seeded(s): return _policy(size)(im)
     return torch.stack([one(im, s) for im,s in zip(pixels, seeds)])
+
+def _autoaugment(pixels, seeds, size):
+    "AutoAugment with its own seed for every image: the pixels of `_autoaugment_each`, several times as fast"
+    if _tables(size) is None: return _autoaugment_each(pixels, seeds, size)
+    x, plans = pixels.clone(), [_draw_auto(s, *_tables(size)) for s in seeds]
+    for plan in zip(*plans): _auto_step(x, plan)
+    return x
+
+# %% ../nbs/04_augment.ipynb #2b4c4eaf
+@lru_cache
+def _channels(v, device): return torch.tensor(v, device=device).view(3, 1, 1)     # made once, so that no batch waits for three numbers
 
 def apply_views(
     pixels:Tensor,    # Raw pixels (n, 3, s, s), uint8
@@ -140,8 +206,8 @@ def apply_views(
     if views.auto is not None: pixels = _autoaugment(pixels, views.auto, views.size)
     x = shuffle_tiles(pixels, views.cols, views.rows).float()/255
     whole = bool((views.box==torch.tensor([0, 0, views.size, views.size])).all())
-    x = torch.where(views.flip.to(x.device).view(-1, 1, 1, 1), x.flip(3), x) if whole else _crop_flip(x, views.box, views.flip)
-    m, s = [torch.tensor(v, device=x.device).view(3, 1, 1) for v in (mean, std)]
+    x = torch.where(views.flip.to(x.device, non_blocking=True).view(-1, 1, 1, 1), x.flip(3), x) if whole else _crop_flip(x, views.box, views.flip)
+    m, s = [_channels(tuple(v), x.device) for v in (mean, std)]
     return paste_cutmix((x-m)/s, views)
 
 # %% ../nbs/04_augment.ipynb #2fac686e

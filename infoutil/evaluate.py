@@ -9,6 +9,7 @@ __all__ = ['load_test', 'real_dl', 'test_dl', 'Result', 'evaluate', 'Difference'
 # %% ../nbs/31_evaluate.ipynb #7f97a8e4
 from .core import *
 from .measure import measure
+from .inference import memory_free
 from .data import ImageData, ImageItems, Split, check_images, load_data, _list_split, _train_part
 from .models import get_model
 from .teacher import Teacher, check_classes, state_name
@@ -59,17 +60,22 @@ def _test_fraction(ds, test, valid_frac):
     raise InfoUtilError(f"{root} holds the images that the set was distilled from; images that neither the set nor its teacher has seen are accepted; name a folder of test images")
 
 # %% ../nbs/31_evaluate.ipynb #4b04cb21
+def _valid_bs(size, device):
+    "Images a batch: what a CPU's caches hold for each thread, 256 on a GPU, and no more than half of the free memory takes at 2 kB a pixel, more than a ResNet-18 or a ConvNet needs"
+    most = 256 if device.type=='cuda' else 32*torch.get_num_threads()
+    return max(1, min(most, memory_free(device)//2//(2048*size**2)))
+
 def real_dl(
     split:Split,     # Files and class indices
     size:int,        # Side in pixels
     mean:tuple,      # Channel means of 0-1 pixels
     std:tuple,       # Channel deviations of 0-1 pixels
-    bs:int=256,      # Images a batch, 1 or more; does not change the result
+    bs:int=None,     # Images a batch, 1 or more; does not change the result; None: what the device is fast at and has memory for
     device=None,     # None: the first GPU or the CPU
 )->TfmdDL:           # Normalized images (n, 3, size, size) and class indices (n,), in order
     "A loader of real images for validation"
     device = torch.device(device) if device else default_device()
-    return TfmdDL(ImageItems(split, size), bs=min(bs, len(split)), num_workers=0, device=device,
+    return TfmdDL(ImageItems(split, size), bs=min(bs or _valid_bs(size, device), len(split)), num_workers=0, device=device,
                   after_batch=[IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
 
 def _read_all(items, workers=4):

@@ -10,6 +10,7 @@ __all__ = ['EARLY_UP_TO', 'label_epoch_for', 'patch_labels', 'soften', 'view_wei
 # %% ../nbs/21_label.ipynb #39bd2e74
 from .core import *
 from .augment import Views, ViewKey, apply_views
+from .inference import fast_copy, in_chunks
 from .synthesis import split_mosaics, tile_edges
 import hashlib, math
 from dataclasses import dataclass, asdict, fields
@@ -30,11 +31,17 @@ def label_epoch_for(
     return 'early' if ipc<=EARLY_UP_TO else 'converged'
 
 # %% ../nbs/21_label.ipynb #fb223aaa
-def _logits(model, images, factor, m, s, size, precision):
+_AT_ONCE = 16   # images a pass and thread on a CPU, whose caches hold no more; a GPU takes all
+
+def _ask(fast, x):
+    "The logits of a `fast_copy` on images `x`, float32; a few at a time on a CPU, and fewer where memory runs out"
+    passes = math.ceil(len(x)/(_AT_ONCE*torch.get_num_threads())) if x.device.type=='cpu' else 1
+    return torch.cat(in_chunks(lambda rows: fast(x[rows]).float(), len(x), math.ceil(len(x)/max(passes, 1))))
+
+def _logits(fast, images, factor, m, s, size):
     "The teacher's logits on the tiles of a few images"
     p = split_mosaics(images.to(m.device), factor, size).flatten(0, 1)
-    with torch.inference_mode(), autocast(m.device, precision):
-        return model(((p.float()/255-m)/s).contiguous(memory_format=torch.channels_last)).float().cpu().unflatten(0, (len(images), -1))
+    return _ask(fast, (p.float()/255-m)/s).cpu().unflatten(0, (len(images), -1))
 
 def patch_labels(
     model:nn.Module,           # Label teacher in eval mode: normalized images -> logits (n, classes)
@@ -50,7 +57,8 @@ def patch_labels(
     check_eval(model)
     m, s = [torch.tensor(v, device=device_of(model)).view(3, 1, 1) for v in (mean, std)]
     if not len(images): raise InfoUtilError("no images came; one or more is accepted; distil first, then label")
-    logits = torch.cat([_logits(model, im, factor, m, s, size, precision) for im in images.split(chunk)]).clone()
+    fast = fast_copy(model, precision)
+    logits = torch.cat(in_chunks(lambda rows: _logits(fast, images[rows], factor, m, s, size), len(images), chunk))
     bad = (~logits.isfinite()).any(-1).nonzero()
     if len(bad): raise TeacherError(f"the label teacher's logits hold NaN or infinity (first: image {int(bad[0,0])}, tile {int(bad[0,1])}); "
                                     "finite logits are accepted; check its weights")
@@ -95,9 +103,8 @@ class OnlineLabels:
     def __init__(self,
         model:nn.Module,            # Label teacher in eval mode, on the student's device: normalized views -> logits
         precision:str='auto',       # See `core.autocast`
-    ): check_eval(model); check_choice('precision', precision, PRECISIONS); self.model, self.precision = model, precision
+    ): self.model, self.precision, self.fast = model, precision, fast_copy(model, precision)
     def __repr__(self): return f'OnlineLabels({type(self.model).__name__}, {self.precision})'
-    @torch.no_grad()
     def __call__(self,
         x:Tensor,                   # Rendered views, normalized (n, 3, s, s)
         views:Views,                # The parameters that they were drawn with; not looked at
@@ -107,8 +114,7 @@ class OnlineLabels:
     )->Tensor:                      # Probabilities (n, classes), float32, rows sum to 1, on the device of `x`
         "What the teacher says to `x`"
         check_eval(self.model)
-        with autocast(x.device, self.precision): z = self.model(x)
-        return soften(z, temperature)
+        return soften(_ask(self.fast, x), temperature)
 
 # %% ../nbs/21_label.ipynb #8f98505b
 class StoredLabels:
@@ -129,7 +135,7 @@ class StoredLabels:
         temperature:float=1.,       # Of the student's loss, above 0
     )->Tensor:                      # Probabilities (n, classes), float32, rows sum to 1, on the device of `x`
         "What the stored logits of images `ids` say, mixed as `views` show their patches"
-        return mix_patch_labels(self.logits[torch.as_tensor(ids).to(self.logits.device)], views, temperature).to(x.device)
+        return mix_patch_labels(self.logits[torch.as_tensor(ids).to(self.logits.device, non_blocking=True)], views, temperature).to(x.device)
 
 def mix_patch_labels(
     logits:Tensor,            # Patch logits of the n images of the batch, (n, k, classes)
@@ -141,9 +147,9 @@ def mix_patch_labels(
         raise InfoUtilError(f"patch logits of {tuple(logits.shape[:2])} (images, patches) came for {len(views)} views of {views.factor} x {views.factor} tiles; "
                             f"({len(views)}, {views.factor**2}) is accepted; take logits and views of the same images, and the factor they were labelled with")
     p = soften(logits, temperature)
-    own, other = [w.to(p.device) for w in view_weights(views)]
+    own, other = [w.to(p.device, non_blocking=True) for w in view_weights(views)]
     mix = torch.einsum('nk,nkc->nc', own, p)
-    return mix if views.partner is None else mix+torch.einsum('nk,nkc->nc', other, p[views.partner.to(p.device)])
+    return mix if views.partner is None else mix+torch.einsum('nk,nkc->nc', other, p[views.partner.to(p.device, non_blocking=True)])
 
 # %% ../nbs/21_label.ipynb #e7f7c403
 class HardLabels:
@@ -161,10 +167,10 @@ class HardLabels:
     )->Tensor:                      # Probabilities (n, classes), float32, rows sum to 1, on the device of `x`
         "The classes `y`, mixed by the area of CutMix"
         check_labels(y, self.n_classes)
-        one = F.one_hot(y.to(x.device), self.n_classes).float()
+        one = F.one_hot(y.to(x.device, non_blocking=True), self.n_classes).float()
         if views.partner is None: return one
         part = views.cutmix[2]*views.cutmix[3]/views.size**2
-        return (1-part)*one+part*one[views.partner.to(x.device)]
+        return (1-part)*one+part*one[views.partner.to(x.device, non_blocking=True)]
 
 # %% ../nbs/21_label.ipynb #e6cf885f
 _FLOATS, _INDEX = {16: torch.float16, 32: torch.float32}, ((2**8, torch.uint8), (2**15, torch.int16), (2**31, torch.int32))
@@ -257,12 +263,12 @@ def _check_top_k(k, n_classes, temperature):
     if k is not None and not _is_whole(k, n_classes): raise InfoUtilError(f"top_k={k!r} came; 1 to {n_classes}, the teacher's classes, is accepted; leave top_k out to keep all logits")
     return n_classes if k is None else k
 
-def _answers(model, x, precision, dtype):
+def _answers(fast, x, dtype):
     "The teacher's logits on rendered views, refused where `dtype` cannot hold them"
-    with torch.inference_mode(), autocast(x.device, precision): z = model(x).float().cpu()
+    z = _ask(fast, x).cpu()
     if not (z.abs()<=torch.finfo(dtype).max).all():
         raise TeacherError(f"the label teacher's logits on a view hold NaN, infinity or more than {torch.finfo(dtype).max:.0f}; finite logits that fit {dtype} are accepted; check its weights, or keep bits=32")
-    return z.clone()                                           # an ordinary tensor again
+    return z
 
 def _pack(z, k, temperature, dtype):
     "The k largest logits, their classes and the rest, each as small as it gets"
@@ -293,8 +299,8 @@ def view_labels(
     check_eval(model); check_choice('bits', bits, _FLOATS)
     if tuple(images.shape)!=(key.n, 3, key.size, key.size):
         raise InfoUtilError(f"images of shape {tuple(images.shape)} came with the key of {key.n} images of {key.size} px; the same is accepted; make the key for these images")
-    pixels, dtype, epochs = images.to(device_of(model)), _FLOATS[bits], range(key.epochs)
-    def answer(ids, epoch, batch): return _answers(model, apply_views(pixels[ids.to(pixels.device)], key.draw(ids, epoch, batch), mean, std), precision, dtype)
+    fast, pixels, dtype, epochs = fast_copy(model, precision), images.to(device_of(model)), _FLOATS[bits], range(key.epochs)
+    def answer(ids, epoch, batch): return _answers(fast, apply_views(pixels[ids.to(pixels.device)], key.draw(ids, epoch, batch), mean, std), dtype)
     n_classes = answer(key.order(0)[0], 0, 0).shape[1]
     pack = partial(_pack, k=_check_top_k(top_k, n_classes, temperature), temperature=temperature, dtype=dtype)
     parts = [_label_epoch(answer, pack, key, e) for e in (progress_bar(epochs, leave=False) if show_progress else epochs)]

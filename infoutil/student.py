@@ -4,27 +4,29 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'OPTIMIZERS', 'PROTOCOLS', 'Protocol', 'lr_for', 'batch_size_for', 'half_cosine', 'SoftLoss',
-           'DistilledLoader', 'DistillCallback', 'view_key', 'EpochBar', 'student_learner']
+           'DistilledLoader', 'DistillCallback', 'view_key', 'EpochBar', 'StudentLearner', 'student_learner']
 
 # %% ../nbs/30_student.ipynb #a78eb344
 from .core import *
 from .models import arch_names, get_model
 from .teacher import Autocast
 from .augment import ViewKey, draw_views, apply_views, epoch_order, _check_fields, _number, _whole, _YESNO
+from .inference import _is_out_of_memory
 from .label import OnlineLabels, StoredLabels, ReplayedLabels, HardLabels, view_labels, settings_differ
 from .store import DistilledSet
-import math
+import gc, math
+from contextlib import contextmanager
 from functools import partial
 from dataclasses import dataclass, replace
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
-from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.core import Callback, CancelValidException, event
 from fastai.callback.channelslast import ChannelsLast
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import Learner
+from fastai.learner import AvgSmoothLoss, Learner
 from fastai.metrics import accuracy as _fastai_accuracy
 from fastai.optimizer import OptimWrapper
 from fastprogress.fastprogress import progress_bar
@@ -127,10 +129,10 @@ class DistilledLoader(DataLoader):
         y:Tensor,       # Class index of every image of the set (n,)
         bs:int,         # Images a batch, 1 or more
         seed:int=0,     # Of the order
-        device=None,    # Where batches go; None: fastai's default
     ):
-        super().__init__(dataset=list(range(len(y))), bs=bs, shuffle=True, drop_last=len(y)>bs and len(y)%bs==1, device=device)   # BatchNorm cannot train on one image
+        super().__init__(dataset=list(range(len(y))), bs=bs, shuffle=True, drop_last=len(y)>bs and len(y)%bs==1)   # BatchNorm cannot train on one image
         self.y, self.seed, self.epoch = y.cpu(), seed, 0
+    def to(self, device): return self      # numbers stay where views are drawn from them, on the CPU
     def shuffle_fn(self, idxs): return epoch_order(len(idxs), self.seed, self.epoch).tolist()
     def do_batch(self, b): return torch.tensor(b), self.y[b]
 
@@ -155,13 +157,14 @@ class DistillCallback(Callback):
         self.trained = True                                  # `learn.validate()` opens an epoch without training
         self.learn.opt.set_hyper('lr', self.lr*half_cosine(self.epoch, self.epochs))
         self.learn.dls.train.epoch = self.epoch
+    def after_fit(self): self.learn.recorder.losses = [l.cpu() for l in self.learn.recorder.losses]
     def before_batch(self):
         if not self.training: return
         (ids,), (y,), p = self.xb, self.yb, self.protocol
-        ids = ids.cpu()
+        ids, y = ids.cpu(), y.cpu()                          # where they are already, unless the learner moved them
         views = draw_views(ids, seed=self.seed, epoch=self.epoch, size=self.ds.size, factor=self.ds.factor, min_scale=p.min_scale, shuffle=p.shuffle,
                            flip=p.flip, autoaugment=p.autoaugment, cutmix=p.cutmix, batch=self.iter)
-        x = apply_views(self.pixels[ids.to(self.pixels.device)], views, self.ds.mean, self.ds.std)
+        x = apply_views(self.pixels[ids.to(self.pixels.device, non_blocking=True)], views, self.ds.mean, self.ds.std)
         self.learn.xb = (x,)
         self.learn.yb = (self.labeller(x, views, ids, y, p.temperature),)
     def before_validate(self):
@@ -191,7 +194,7 @@ def _label_model(ds, device, what):
     "The set's teacher on `device`, refused where there is none"
     if ds.teacher is None: raise InfoUtilError(f"{what} labels were asked for and the set holds no teacher; stored and hard labels are accepted, and labels of views where they were kept; "
                                                "distil again with the teacher kept, or pass labels='stored'")
-    return ds.teacher.model.to(device, memory_format=torch.channels_last).eval()
+    return ds.teacher.model.to(device).eval()
 
 def _labeller(ds, labels, precision, device):
     "The label callable, refused where the set lacks what it needs"
@@ -199,7 +202,7 @@ def _labeller(ds, labels, precision, device):
     if labels=='views': return ReplayedLabels(ds.views)
     if labels=='online': return OnlineLabels(_label_model(ds, device, 'online'), precision)
     if ds.labels is None: raise InfoUtilError("stored labels were asked for and the set holds none; online and hard labels are accepted; distil again or pass labels='hard'")
-    return StoredLabels(ds.labels)
+    return StoredLabels(ds.labels.to(device))
 
 def _judge(ds):
     "Name of the network that judged the set"
@@ -251,6 +254,56 @@ class EpochBar(Callback):
     def before_fit(self): self.bar = progress_bar(range(self.n_epoch), leave=False); self.bar.update(0)
     def after_epoch(self): self.bar.update(self.epoch+1)
 
+# %% ../nbs/30_student.ipynb #4dee5d25
+class _SmoothLoss(AvgSmoothLoss):
+    "fastai's running mean of the loss, left on its device"
+    def accumulate(self, learn):
+        loss = learn.loss.detach().mean()
+        self.count, self.val = self.count+1, torch.lerp(loss, self.val if self.count else torch.zeros_like(loss), self.beta)
+
+class StudentLearner(Learner):
+    "fastai's `Learner` with less to do around a batch, and a validation that halves its batches where memory runs out"
+    _answer = None
+    def add_cb(self, cb):    self._answer = {}; return super().add_cb(cb)
+    def remove_cb(self, cb): self._answer = {}; return super().remove_cb(cb)
+    def _who(self, name):
+        "Callbacks that have a method for an event, in their order"
+        if name not in self._answer: self._answer[name] = [cb for cb in self.cbs.sorted('order') if name in vars(cb) or hasattr(type(cb), name)]
+        return self._answer[name]
+    def __call__(self, event_name):
+        if event_name=='after_fit' or not isinstance(event_name, str) or not hasattr(event, event_name): return super().__call__(event_name)   # after_fit wakes every callback
+        for cb in self._who(event_name): cb(event_name)
+    def _set_device(self, b): return b if isinstance(self.dl, DistilledLoader) else super()._set_device(b)
+    def _do_epoch_validate(self, ds_idx=1, dl=None):
+        dl = self.dls[ds_idx] if dl is None else dl
+        while _out_of_memory(partial(super()._do_epoch_validate, ds_idx, dl), self): dl.bs = _halved(dl.bs)
+
+# %% ../nbs/30_student.ipynb #f934d523
+def _out_of_memory(fn, learn):
+    "Whether `fn` ran out of memory; then callbacks have put away what they opened for the batch"
+    try: fn()
+    except (RuntimeError, MemoryError) as e:
+        if not _is_out_of_memory(e): raise
+        learn('after_cancel_batch')
+        return True
+    return False
+
+def _halved(bs):
+    "Half as many images a batch, and whatever the failed attempt held given back"
+    if bs<2: raise BudgetError("memory ran out while a student was validated on 1 image at a time; room for one is accepted; free memory, or take a smaller network (--arch)")
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    return bs//2
+
+@contextmanager
+def _room_for(bs):
+    "Say what to do where a training batch does not fit"
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not _is_out_of_memory(e): raise
+        raise BudgetError(f"memory ran out while a student was trained on {bs} images a batch; a batch that fits is accepted, and since it is part of the recipe it is not made smaller unasked; "
+                          f"free memory, take a smaller network (--arch), or a protocol with bs={max(bs//2, 1)}: Protocol(bs={max(bs//2, 1)})") from e
+
 # %% ../nbs/30_student.ipynb #0d9a8813
 def student_learner(
     ds:DistilledSet,         # What to learn from
@@ -275,10 +328,10 @@ def student_learner(
     with seeded(seed, 'student weights'): model = get_model(arch, n_classes, ds.size).to(device)
     lr = lr or p.lr or lr_for(arch, n_classes, ds.size)
     cb = DistillCallback(ds, _labeller(ds, labels, precision, device), p, epochs, lr, key.seed, every)
-    train = DistilledLoader(ds.y, key.batch_size, key.seed, device)
-    learn = Learner(DataLoaders(train, valid if valid is not None else _NoDL([], device=device), device=device), model, loss_func=SoftLoss(1. if labels=='hard' else p.temperature), lr=lr, wd=[p.wd, 0.], splitter=_matrices,
-                    opt_func=partial(OptimWrapper, opt=OPTIMIZERS[p.optimizer], betas=p.betas), metrics=_fastai_accuracy, cbs=[cb, Autocast(precision), ChannelsLast(), *cbs])
-    learn.arch, learn.seed = arch, seed
+    train = DistilledLoader(ds.y, key.batch_size, key.seed)
+    learn = StudentLearner(DataLoaders(train, valid if valid is not None else _NoDL([], device=device), device=device), model, loss_func=SoftLoss(1. if labels=='hard' else p.temperature), lr=lr, wd=[p.wd, 0.], splitter=_matrices,
+                    opt_func=partial(OptimWrapper, opt=OPTIMIZERS[p.optimizer], betas=p.betas, fused=device.type in ('cpu', 'cuda')), metrics=_fastai_accuracy, cbs=[cb, Autocast(precision), ChannelsLast(), *cbs])
+    learn.arch, learn.seed, learn.recorder.smooth_loss = arch, seed, _SmoothLoss()
     return learn
 
 # %% ../nbs/30_student.ipynb #a035d4af
@@ -289,7 +342,7 @@ def fit_distilled(self:Learner,
     "Train by the protocol that `student_learner` was given"
     cb = next((c for c in self.cbs if isinstance(c, DistillCallback)), None)
     if cb is None: raise InfoUtilError("this learner has no distilled set; one made by student_learner is accepted; use fit for ordinary data")
-    with self.no_bar(), self.no_logging(), seeded(self.seed, 'student run'): self.fit(cb.epochs, cbs=[EpochBar()] if show_progress else None)
+    with self.no_bar(), self.no_logging(), seeded(self.seed, 'student run'), _room_for(self.dls.train.bs): self.fit(cb.epochs, cbs=[EpochBar()] if show_progress else None)
     return self
 
 @patch

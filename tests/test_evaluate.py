@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 import infoutil.evaluate, infoutil.scores
 from infoutil.augment import ViewKey
-from infoutil.core import InfoUtilError, rng, toy_model
+from infoutil.core import BudgetError, InfoUtilError, rng, toy_model
 from infoutil.data import Split
 from infoutil.evaluate import Result, _Curve, cross_architecture, difference, evaluate, label_teacher_curve, mean_std, relabel
 from infoutil.label import patch_labels, view_labels
@@ -251,3 +251,68 @@ def test_a_peak_is_that_of_its_own_block():
         with measure('cpu') as second: b = bytearray(1_000_000); del b
         with measure('cpu') as third: a = torch.ones(25_000_000); del a
     assert .95<rise(first)/200e6<1.15 and rise(second)<20e6 and .95<rise(third)/100e6<1.2 and .95<rise(outer)/200e6<1.15
+
+# ---- the student's learner: less work around a batch, the same student
+
+def trained(monkeypatch=None, **change):
+    "Weights and losses of a short training; `change` replaces names of the student module"
+    import infoutil.student as module
+    if monkeypatch is not None:
+        for k,v in change.items(): monkeypatch.setattr(module, k, v)
+    learn = student_learner(a_set(3), None, 'convnet3', 'stored', 'rded', 3, bs=4, device='cpu', precision='float32').fit_distilled(False)
+    return torch.cat([p.detach().flatten() for p in learn.model.parameters()]), torch.stack(learn.recorder.losses)
+
+def test_the_learner_is_fastais(monkeypatch):
+    "Asking fewer callbacks, and leaving losses on the device, changes no bit"
+    from fastai.learner import AvgSmoothLoss, Learner
+    ours, fastais = trained(), trained(monkeypatch, StudentLearner=Learner, _SmoothLoss=AvgSmoothLoss)
+    assert len(ours[1])==3*4 and all(torch.equal(a, b) for a,b in zip(ours, fastais))
+
+def test_fused_steps_round_only(monkeypatch):
+    "The fused optimizer takes the steps of the plain one"
+    from functools import partial
+    import infoutil.student as module
+    slow = lambda opt: lambda params, fused, **kw: opt(params, fused=False, foreach=False, **kw)
+    ours = trained()
+    plain = trained(monkeypatch, OPTIMIZERS={k: slow(v) for k,v in module.OPTIMIZERS.items()})
+    torch.testing.assert_close(ours[0], plain[0], atol=2e-4, rtol=1e-3); torch.testing.assert_close(ours[1], plain[1], atol=1e-6, rtol=1e-4)
+
+def test_callbacks_that_come_late_are_asked():
+    "A callback that is added for one call, or gets a method afterwards, is asked from then on"
+    from fastai.callback.core import Callback
+    told, learn = [], student_learner(a_set(), None, 'convnet3', 'hard', epochs=1, bs=5, device='cpu', precision='float32')
+    class Late(Callback):
+        def after_step(self): told.append('step')
+    learn.fit_distilled(False); learn.add_cb(Late()); learn.fit_distilled(False); learn.remove_cb(Late)
+    learn.fit_distilled(False)
+    own = Callback(after_backward=lambda self: told.append('own'))
+    learn('after_backward'); learn.add_cb(own); learn('after_backward'); learn.remove_cb(own); learn('after_backward')
+    assert told==['step']*2+['own']
+
+def out_of_room(learn, most, training):
+    "Make the network refuse more than `most` images, as a full GPU would"
+    real, seen = learn.model.forward, []
+    def forward(x):
+        if learn.model.training==training and len(x)>most: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        if learn.model.training==training: seen.append(len(x))
+        return real(x)
+    learn.model.forward = forward
+    return seen
+
+def test_validation_halves_its_batches(test_images):
+    "The same accuracy from batches that fit; no autocast stays open; with no room at all an error says so"
+    ds = a_set(); dl = test_images(ds, 15)
+    make = lambda: student_learner(ds, dl, 'convnet3', 'hard', epochs=1, device='cpu', precision='bfloat16')
+    want = make().fit_distilled(False).recorder.final_record[-1]
+    learn = make(); seen = out_of_room(learn, 4, False); learn.fit_distilled(False)
+    assert seen==[3]*5 and dl.bs==3 and learn.recorder.final_record[-1]==pytest.approx(want) and not torch.is_autocast_enabled('cpu')
+    learn = make(); out_of_room(learn, 0, False)
+    with pytest.raises(BudgetError, match='1 image at a time; .*; free memory'): learn.fit_distilled(False)
+
+def test_a_training_batch_is_never_made_smaller():
+    learn = student_learner(a_set(), None, 'convnet3', 'hard', epochs=1, bs=6, device='cpu', precision='float32')
+    seen = out_of_room(learn, 5, True)
+    with pytest.raises(BudgetError, match=r'6 images a batch; .*Protocol\(bs=3\)') as e: learn.fit_distilled(False)
+    assert not seen and str(e.value).count(';')>=2
+    learn.model.forward = lambda x: (_ for _ in ()).throw(RuntimeError('shapes do not fit'))
+    with pytest.raises(RuntimeError, match='shapes do not fit'): learn.fit_distilled(False)

@@ -1,10 +1,11 @@
 "Labels of views: over many keys they replay what a teacher says, on disk nothing can change unseen, and old sets load as ever"
-import json, random
+import json, math, random
 from dataclasses import replace
 import pytest, torch
 from torch import nn
+from infoutil import augment
 from infoutil.augment import ViewKey, apply_views, draw_views, epoch_order
-from infoutil.core import InfoUtilError, rng
+from infoutil.core import InfoUtilError, rng, seed_from
 from infoutil.label import OnlineLabels, ReplayedLabels, ViewLabels, view_labels
 from infoutil.store import DistilledSet, StoreError, _write_sealed
 from infoutil.student import PROTOCOLS, DistillCallback, DistilledLoader, Protocol, view_key
@@ -121,3 +122,40 @@ def test_every_protocol_gives_a_key(saved):
 def test_one_pixel_makes_other_images(saved):
     im = saved[0].images.clone(); im[-1, -1, -1, -1] ^= 1
     with pytest.raises(InfoUtilError, match='other images'): replace(saved[0], images=im)
+
+def drawn_alone(i, seed, epoch, size, factor, lo, hi):
+    "The view of one image, spelled out: what scheme 1 means"
+    g = rng(seed, 'view', epoch, i)
+    cols, rows = [torch.randperm(factor, generator=g).tolist() for _ in range(2)]
+    u = torch.rand(41, generator=g, dtype=torch.float64).tolist()
+    for a,r,y,x in (u[k:k+4] for k in range(0, 40, 4)):                          # torchvision's ten tries
+        area, ratio = size**2*(lo+(hi-lo)*a), math.exp(math.log(3/4)+r*(math.log(4/3)-math.log(3/4)))
+        w, h = round(math.sqrt(area*ratio)), round(math.sqrt(area/ratio))
+        if 0<w<=size and 0<h<=size: return cols, rows, [int(y*(size-h+1)), int(x*(size-w+1)), h, w], u[40]<.5
+    return cols, rows, [0, 0, size, size], u[40]<.5
+
+@pytest.mark.parametrize('seed', range(12))
+def test_scheme_1(seed):
+    "Views are those of scheme 1, image by image, whatever is skipped on the way: labels that were stored depend on it"
+    r = random.Random(seed)
+    size, factor, lo, hi = r.choice([7, 32, 65, 224]), r.choice([1, 1, 2, 3]), r.choice([None, .1, .99, 1.]), r.choice([.995, 1.])
+    lo = min(lo or 1/factor, hi); ids = torch.randperm(500)[:80]
+    v = draw_views(ids, seed=seed, epoch=3, size=size, factor=factor, min_scale=lo, max_scale=hi)
+    got = list(zip(v.cols.tolist(), v.rows.tolist(), v.box.tolist(), v.flip.tolist()))
+    assert got==[drawn_alone(i, seed, 3, size, factor, lo, hi) for i in ids.tolist()]
+
+@pytest.mark.parametrize('size', [8, 21, 32, 64, 65, 96])
+def test_autoaugment_is_torchvisions(size):
+    "Images with one operation go through it together; every pixel is what torchvision makes of the image alone under its seed"
+    n = 400 if size<65 else 120
+    im, seeds = pixels(n, size, size), [seed_from('auto', size, i) for i in range(n)]
+    im[::2] = im[::2]//3+60                                                      # dull ones, for contrast
+    assert torch.equal(augment._autoaugment(im, seeds, size), augment._autoaugment_each(im, seeds, size))
+    used = {step[0] for s in seeds for step in augment._draw_auto(s, *augment._tables(size)) if step}
+    assert used>={op for p in augment._tables(size)[0] for op,chance,_ in p if chance>.3}
+
+def test_a_torchvision_with_other_tables(monkeypatch):
+    "Where torchvision keeps its tables elsewhere, images go one by one and look the same"
+    im, want = pixels(9, 32), augment._autoaugment(pixels(9, 32), range(9), 32)
+    monkeypatch.setattr(augment, '_tables', lambda size: None)
+    assert torch.equal(augment._autoaugment(im, range(9), 32), want)
