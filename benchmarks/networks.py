@@ -5,19 +5,18 @@
     python benchmarks/networks.py train vit CIFAR10 -o NETS/vit
     python benchmarks/networks.py train digits_resnet digits -o NETS/digits_resnet
     python benchmarks/networks.py train digits_vit digits -o NETS/digits_vit
-    python benchmarks/networks.py tables NETS/convnet3 CIFAR10 -n 20 -o TABLES/convnet3      # float32, images of the evaluation split
+    python benchmarks/networks.py tables NETS/convnet3 CIFAR10 -n 20 -o TABLES/convnet3      # images of the evaluation split
 
-A table is a file an image: `logit` and `probability` of the true class, float64 (65536,), row number's bit i shows patch i. A call that finds
-files there goes on behind them.
+A table is a file an image: `logit` and `probability` of the true class, float64 (65536,), row number's bit i shows patch i. Networks compute in the
+precision that `attribute` is used with ('auto'), so that the table is the game that is played. A call that finds files there goes on behind them.
 """
 import argparse
 from pathlib import Path
 import numpy as np, torch, torchvision
-from torch import nn
-from torch.fx.experimental.optimization import fuse
 from infoutil.attribution import all_masks, show_only
-from infoutil.core import autocast, check_choice, rng
+from infoutil.core import check_choice, rng
 from infoutil.data import load_data, read_images
+from infoutil.inference import fast_copy
 from infoutil.models import get_model
 from infoutil.teacher import load_teacher, train_teacher
 
@@ -28,7 +27,7 @@ def vit(n_classes=10, size=32, patch=4, dim=128, depth=4, heads=4):
 # name -> network, size, and how it is trained; resnet18 keeps torchvision's own stem, a quarter of the cost of the one for small images
 NETS = {'convnet3':      (lambda: get_model('convnet3', 10, 32), 32, dict(epochs=20)),
         'resnet18':      (lambda: torchvision.models.resnet18(num_classes=10), 64, dict(epochs=16)),
-        'vit':           (vit, 32, dict(epochs=14, lr=2e-3)),
+        'vit':           (vit, 32, dict(epochs=10, lr=2e-3)),
         'digits_resnet': (lambda: torchvision.models.resnet18(num_classes=10), 32, dict(epochs=8)),
         'digits_vit':    (vit, 32, dict(epochs=25, lr=2e-3))}
 
@@ -52,25 +51,24 @@ def sample(data, n, split='valid'):
     return [data.root/f for f,_ in files], torch.tensor([c for _,c in files])
 
 @torch.inference_mode()
-def table(model, x, y, chunk=16, precision='float32'):
-    "True class's logit and probability of one normalized image under all coalitions, float64 (2, 65536)"
-    out = []
+def table(model, x, y, chunk=16, precision='auto'):
+    "True class's logit and probability of one normalized image under all coalitions, float64 (2, 65536), as `attribute` would see them"
+    net, out = fast_copy(model, precision), []
     for m in all_masks(16).split(chunk):
-        with autocast(x.device, precision): z = model(show_only(x[None], m)[0].contiguous(memory_format=torch.channels_last)).double()
+        z = net(show_only(x[None], m)[0].contiguous(memory_format=net.layout(x[None]))).double()
         out.append(torch.stack([z[:, y], z.softmax(1)[:, y]]))
     return torch.cat(out, 1).numpy()
 
-def tables(folder, data, n, path, split='valid', precision='float32', state='converged', offset=0, step=1):
+def tables(folder, data, n, path, split='test', precision='auto', state='converged', offset=0, step=1):
     "A table for each of `n` images; `offset` and `step` share the work among processes"
     t, path = network(folder, state), Path(path)
     files, y = sample(load_data(data, t.held_out), n, split)
     x = t.normalize(read_images(files, t.size))
-    model = (t.model if any(isinstance(m, nn.MultiheadAttention) for m in t.model.modules()) else fuse(t.model.cpu())).to(memory_format=torch.channels_last).eval()
     path.mkdir(parents=True, exist_ok=True)
     for i in range(offset, len(x), step):
         if (f := path/f'{i:03}.npz').exists(): continue
-        v = table(model, x[i], int(y[i]), precision=precision)
-        np.savez(path/f'.{f.name}', logit=v[0], probability=v[1], label=int(y[i]), file=files[i].name)
+        v = table(t.model, x[i], int(y[i]), precision=precision)
+        np.savez(path/f'.{f.name}', logit=v[0], probability=v[1], label=int(y[i]), source=files[i].name)
         (path/f'.{f.name}').rename(f)
         print(f, flush=True)
 
@@ -79,7 +77,7 @@ if __name__=='__main__':
     sub = p.add_subparsers(dest='what', required=True)
     a = sub.add_parser('train');  a.add_argument('net', choices=NETS); a.add_argument('data'); a.add_argument('-o', dest='path', required=True)
     a = sub.add_parser('tables'); a.add_argument('net'); a.add_argument('data'); a.add_argument('-n', type=int, default=20); a.add_argument('-o', dest='path', required=True)
-    a.add_argument('--split', default='valid', choices=('train', 'valid', 'test')); a.add_argument('--precision', default='float32'); a.add_argument('--state', default='converged')
+    a.add_argument('--split', default='test', choices=('train', 'valid', 'test')); a.add_argument('--precision', default='auto'); a.add_argument('--state', default='converged')
     a.add_argument('--offset', type=int, default=0); a.add_argument('--step', type=int, default=1)
     a = p.parse_args()
     if a.what=='train': train(a.net, a.data, a.path)

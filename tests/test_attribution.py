@@ -4,7 +4,9 @@ import pytest, torch
 from torch import nn
 from infoutil.core import *
 from infoutil.models import get_model
-from infoutil.attribution import METHODS, all_masks, attribute, coalition_values, exact_shapley, grad_cam, shapley_values, show_only
+from infoutil.attribution import METHODS as ALL, all_masks, attribute, coalition_values, exact_shapley, grad_cam, shapley_values, show_only
+
+METHODS = ALL[:-1]     # 'exact' takes no budget below all coalitions and is a test of its own
 
 def by_definition(v, d):
     "Shapley values from the subset formula; `v` takes a frozenset"
@@ -101,9 +103,10 @@ def test_the_design_is_nested_and_has_no_doubles(grid):
     for budget in (2*grid**2, 60, 64, 200):
         for method in ('prior', 'kernel'):
             if 2*grid**2<=budget<2**grid**2:
-                masks, P = _plan(grid, budget, 2, method)
+                masks, solve = _plan(grid, budget, 2, method)
                 assert len(masks.unique(dim=0))==len(masks)<=budget
-                torch.testing.assert_close(P.sum(0)[masks.sum(1)==grid**2], torch.ones(1).double())
+                phi, _ = solve((masks.sum(1)==grid**2).double()[None])          # only the whole image is worth anything
+                torch.testing.assert_close(phi.sum(1), torch.ones(1).double())
 
 def test_accuracy_grows_with_the_budget_on_a_real_network():
     (x, y), net = toy_batch(4, 12, seed=5), toy_model(seed=2)
@@ -169,3 +172,65 @@ def test_shap_object_keeps_the_sum():
     e = a.to_shap(x)
     assert e.values.shape==e.data.shape==(3, 19, 19, 3)
     torch.testing.assert_close(torch.tensor(e.values.sum((1, 2, 3))+e.base_values).float(), a.full, rtol=1e-4, atol=1e-5)
+
+def test_exact_by_name_is_exact():
+    (x, y), net = toy_batch(3, 12), toy_model()
+    for grid in (2, 3):
+        a = attribute(net, x, y, grid, method='exact')
+        torch.testing.assert_close(a.phi, exact_shapley(net, x, y, grid))
+        assert a.budget==2**grid**2 and not a.std.any()
+    with pytest.raises(BudgetError, match='65536 or more'): attribute(net, x, y, method='exact', budget=1000)
+    with pytest.raises(BudgetError, match='up to 4'): attribute(net, x, y, 5, method='exact')
+
+def test_the_budget_is_chosen_where_none_is_given():
+    from infoutil.attribution import BUDGET, calls_for
+    assert calls_for()==BUDGET and calls_for('exact')==2**16 and calls_for('prior', 7)==98 and calls_for('kernel', 4, 200)==200
+    (x, y), net = toy_batch(2), toy_model()
+    assert torch.equal(shapley_values(net, x, y), shapley_values(net, x, y, budget=BUDGET))
+
+def random_game(seed, a=.3, b=.5, grid=4):
+    "A game whose coefficients fall with order and diameter, and its Shapley values from them"
+    from infoutil.attribution import _coalitions, _fwht
+    bits, size, diam = _coalitions(grid)
+    c = torch.randn(len(size), generator=rng(seed), dtype=torch.float64).numpy()*(a**(size/2.)*b**(diam/2.))
+    phi = [2*(c*bits[:, i]*(size%2)/size.clip(1)).sum() for i in range(grid*grid)]
+    return torch.from_numpy(_fwht(c*(-1.)**size)), torch.tensor(phi)
+
+def test_error_bars_cover_what_they_promise():
+    z, errs = {64: [], 256: []}, {64: [], 256: []}
+    for s in range(40):
+        table, want = random_game(s, (.05, .3, .6)[s%3], (.2, .5, .9)[s%3])
+        for budget in z:
+            a = attribute(Game(table).eval(), torch.ones(1, 3, 4, 4).double(), torch.tensor([0]), budget=budget)
+            err = a.phi.flatten()-want
+            z[budget].append(err/a.std.flatten()); errs[budget].append(err.norm()/want.norm())
+    for budget,v in z.items():
+        v = torch.cat(v).abs()
+        assert .55<(v<1).double().mean()<.85 and .85<(v<1.96).double().mean()<.99, (budget, (v<1).double().mean(), (v<1.96).double().mean())
+    assert torch.stack(errs[256]).mean()<.6*torch.stack(errs[64]).mean()
+
+def test_the_bars_scale_with_the_game_and_turn_with_the_seed():
+    table, _ = random_game(1)
+    at = lambda t, **kw: attribute(Game(t).eval(), torch.ones(1, 3, 4, 4).double(), torch.tensor([0]), **kw)
+    a, b = at(table), at(10*table)
+    torch.testing.assert_close(b.std, 10*a.std, rtol=1e-3, atol=1e-6); torch.testing.assert_close(b.phi, 10*a.phi, rtol=1e-3, atol=1e-5)
+    from infoutil.attribution import _symmetry
+    role = torch.as_tensor(_symmetry(4, 1)).argsort()             # patch i of the turned game plays the part of patch role[i]
+    turned = table[(all_masks(16).long()<<role).sum(1)]
+    c = at(turned, seed=1)
+    torch.testing.assert_close(c.phi.flatten(), a.phi.flatten()[role], rtol=1e-4, atol=1e-6); torch.testing.assert_close(c.std.flatten(), a.std.flatten()[role], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(at(turned).phi.flatten(), a.phi.flatten()[role], rtol=1e-4, atol=1e-6)      # another design, another error
+
+def test_the_shipped_posteriors_are_what_would_be_computed():
+    from infoutil import attribution
+    for budget in (32, 64, 128, 200):
+        v = torch.randn(3, 2*(budget//2), generator=rng(budget), dtype=torch.float64)
+        kept = attribution._prior_plan(4, budget, 3)
+        attribution._prior_plan.cache_clear()
+        shipped, attribution._shipped = attribution._shipped, dict
+        try: fresh = attribution._prior_plan(4, budget, 3)
+        finally: attribution._shipped = shipped; attribution._prior_plan.cache_clear()
+        assert torch.equal(kept[0], fresh[0])
+        for p,q in zip(attribution._paired(kept[1], v), attribution._paired(fresh[1], v)):
+            assert (p is None)==(q is None)
+            if p is not None: torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)

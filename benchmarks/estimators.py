@@ -1,0 +1,113 @@
+"""How far are Shapley estimates from the exact values, by number of model calls? Ours beside captum, shap and shapiq
+
+    python benchmarks/estimators.py TABLES/convnet3 TABLES/resnet18 TABLES/vit -o results/estimators.json
+
+Every folder holds the outputs of a network on all 65,536 coalitions (see benchmarks/networks.py), so that each estimator is asked about the very
+same game and no figure rests on another's idea of hiding. `error` is |estimate - exact| / |exact| in the Euclidean norm, a number an image;
+`agree` says whether the hottest 2 x 2 window, which the crop is cut around, is the exact one. Peers draw with seed 0, 1, ... for the images;
+ours is the same design for every image. `--quick` looks at two images and two budgets.
+"""
+import argparse, contextlib, io, warnings
+from pathlib import Path
+import numpy as np, torch
+from infoutil.attribution import attribute, exact_shapley
+from infoutil.crop import pool_map
+from common import save, show
+
+BUDGETS = (64, 128, 256, 512, 1024)
+POWERS = 2**np.arange(16)
+
+class TableNet:
+    "A model whose images are 4 x 4 pixels, one a patch, and whose first logit is a table's entry"
+    def __init__(self, values): self.values = torch.from_numpy(values)
+    def __call__(self, x): v = self.values[(x.flatten(1)>.5).long()@torch.from_numpy(POWERS)]; return torch.stack([v, torch.zeros_like(v)], 1)
+
+ONES, CLASS = torch.ones(1, 1, 4, 4, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+
+class _Rows(TableNet):
+    "The same for float32 logits, which `attribute` widens: kept exact by an offset"
+
+def ours(method='prior', **kw):
+    def way(values, budget, seed): return attribute(TableNet(values), ONES, CLASS, budget=budget, method=method, seed=0 if method=='prior' else seed, **kw)
+    return way
+
+def captum_kernel(values, budget, seed):
+    "captum's KernelShap as it comes; the two ends that it evaluates beside its samples are counted"
+    from captum.attr import KernelShap
+    torch.manual_seed(seed); np.random.seed(seed)
+    net = TableNet(values)
+    f = lambda x: net(x.view(-1, 1, 4, 4))[:, 0]
+    return KernelShap(f).attribute(torch.ones(1, 16), baselines=torch.zeros(1, 16), n_samples=budget, perturbations_per_eval=64)[0].double().numpy()
+
+def shap_kernel(values, budget, seed):
+    "shap's KernelExplainer without its default feature selection, which keeps the error from falling"
+    import shap
+    np.random.seed(seed)
+    f = lambda m: values[(m>.5)@POWERS]
+    return np.asarray(shap.KernelExplainer(f, np.zeros((1, 16))).shap_values(np.ones((1, 16)), nsamples=budget-2, l1_reg=False, silent=True)).reshape(16)
+
+def shapiq_way(name, **kw):
+    def way(values, budget, seed):
+        from shapiq import approximator
+        game = lambda m: values[np.asarray(m, bool)@POWERS]-values[0]
+        v = getattr(approximator, name)(n=16, random_state=seed, **kw).approximate(budget, game)
+        return np.array([v[(i,)] for i in range(16)])
+    return way
+
+LEVERAGE = np.ones(17)                          # sizes drawn alike: the leverage scores of the Shapley regression
+WAYS = {'infoutil prior':            ours(),
+        'infoutil kernel':           ours('kernel'),
+        'infoutil kernel_unpaired':  ours('kernel_unpaired'),
+        'infoutil permutation':      ours('permutation'),
+        'captum KernelShap':         captum_kernel,
+        'shap KernelExplainer':      shap_kernel,
+        'shapiq KernelSHAP paired':  shapiq_way('KernelSHAP', pairing_trick=True),
+        'shapiq KernelSHAP leverage, paired': shapiq_way('KernelSHAP', pairing_trick=True, sampling_weights=LEVERAGE),
+        'shapiq PermutationSamplingSV': shapiq_way('PermutationSamplingSV'),
+        'shapiq SVARM':              shapiq_way('SVARM'),
+        'shapiq kADD-SHAP':          shapiq_way('kADDSHAP', max_order=2)}
+
+def hottest(phi): return int(pool_map(torch.as_tensor(phi).view(1, 4, 4)).argmax())
+
+def measure_way(name, way, values, budget, image, exact, **about):
+    "One row"
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        got = way(values, budget, image)
+    std = getattr(got, 'std', None)
+    phi = got.phi[0].double().numpy().reshape(16) if hasattr(got, 'phi') else got
+    row = dict(way=name, budget=budget, image=image, error=float(np.linalg.norm(phi-exact)/np.linalg.norm(exact)), agree=hottest(phi)==hottest(exact), **about)
+    if std is not None: row['z'] = [round(float(z), 4) for z in (phi-exact)/std[0].double().numpy().reshape(16)]
+    return row
+
+def run(folders, ways, budgets, images):
+    "Rows of all ways on all tables"
+    rows = []
+    for folder in map(Path, folders):
+        for i,f in enumerate(sorted(folder.glob('[0-9]*.npz'))[:images]):
+            for output in ('logit', 'probability'):
+                values = np.load(f)[output].astype(np.float64)
+                exact = exact_shapley(TableNet(values), ONES, CLASS)[0].double().numpy().reshape(16)
+                for name in ways:
+                    way = ours(output=output) if name=='infoutil prior' else WAYS[name]
+                    rows += [measure_way(name, way, values, b, i, exact, network=folder.name, output=output) for b in budgets]
+        print(folder.name, flush=True)
+    return rows
+
+def summary(rows):
+    "Means over images"
+    out = []
+    for key in dict.fromkeys((r['network'], r['output'], r['way'], r['budget']) for r in rows):
+        rs = [r for r in rows if (r['network'], r['output'], r['way'], r['budget'])==key]
+        e = np.array([r['error'] for r in rs])
+        out.append(dict(network=key[0], output=key[1], way=key[2], budget=key[3], images=len(rs), error=float(e.mean()), spread=float(e.std(ddof=1)) if len(e)>1 else 0.,
+                        agree=float(np.mean([r['agree'] for r in rs]))))
+    return out
+
+if __name__=='__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('tables', nargs='*'); p.add_argument('-o', '--out'); p.add_argument('-n', '--images', type=int, default=20); p.add_argument('--ways', nargs='*', default=list(WAYS)); p.add_argument('--quick', action='store_true')
+    a = p.parse_args()
+    rows = run(a.tables, a.ways, BUDGETS[:2] if a.quick else BUDGETS, 2 if a.quick else a.images)
+    s = summary(rows)
+    show(s, ['network', 'output', 'way', 'budget', 'images', 'error', 'spread', 'agree'])
