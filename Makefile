@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 # one thread each: notebooks run side by side, and results must not depend on the number of threads
 ENV    := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=agg PYTHONWARNINGS=ignore TQDM_DISABLE=1
 
-.PHONY: demo test setup export clean-check notebooks pytest readme readme-check package-check
+.PHONY: demo test setup export clean-check notebooks pytest readme readme-check package-check bench bench-quick
 
 setup: $(READY)
 
@@ -48,3 +48,24 @@ readme-check: $(READY)
 # The built package works without nbdev, Jupyter or the other development extras
 package-check: $(READY)
 	$(ENV) $(BIN)/python tests/check_package.py
+
+# Every benchmark in its full form, one after the other, a few minutes each; rows go to results/speed/. Folders are optional: what is not given runs on made images and random weights.
+#   make bench CIFAR10=... IMAGENETTE=...   photographs
+#              NETS=...                     networks that benchmarks/networks.py trained
+#              TABLES=...                   tables of coalitions that it made, a folder a network, for the errors of estimators
+#              RDED=...                     a checkout of RDED's released code
+#              DEVICE=cuda
+# budget.py trains students for hours and has commands of its own.
+BENCH           := $(filter-out common networks budget,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
+args_whole       = $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(if $(IMAGENETTE),--imagenette $(IMAGENETTE)) $(if $(NETS),--nets $(NETS))
+args_student     = $(if $(RDED),--rded $(RDED))
+args_estimators  = $(wildcard $(TABLES)/*)
+device           = $(if $(DEVICE),$(if $(filter-out estimators,$(1)),--device $(DEVICE)))
+benchmark        = echo "== $(1)" && $(ENV) $(BIN)/python benchmarks/$(1).py $(args_$(1)) $(call device,$(1)) $(2)
+skip_estimators  = $(if $(TABLES),,echo "== estimators skipped: no TABLES= came")
+
+bench: $(READY)
+	@$(foreach b,$(BENCH),$(or $(skip_$(b)),$(call benchmark,$(b),)) &&) echo "figures are in results/speed"
+
+bench-quick: $(READY)
+	@out=$$(mktemp -d) && $(foreach b,$(BENCH),$(or $(skip_$(b)),$(call benchmark,$(b),--quick --out $$out/$(b).json)) &&) rm -r "$$out"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPECS', 'IMAGE_SUFFIXES', 'SKETCH', 'DatasetSpec', 'read_image', 'read_images', 'check_images', 'Split', 'ImageData',
            'load_folder', 'fetch_data', 'load_data', 'guess_size', 'channel_stats', 'fingerprints', 'sketch',
-           'count_seen', 'Candidates', 'draw_candidates', 'candidates', 'stream_candidates', 'ImageItems', 'ShiftFlip',
-           'image_dls']
+           'count_seen', 'Candidates', 'draw_candidates', 'read_candidates', 'candidates', 'stream_candidates',
+           'ImageItems', 'ShiftFlip', 'image_dls']
 
 # %% ../nbs/01_data.ipynb #62b4e95f
 from .core import *
@@ -93,6 +93,12 @@ def read_image(
     return torch.from_numpy(np.array(im)).permute(2, 0, 1).contiguous()
 
 # %% ../nbs/01_data.ipynb #08a40b87
+def _in_threads(fn, items, workers, wait=256):
+    "`fn` of every item, in order; so few wait at a time that a million items take no more memory than some hundreds"
+    if workers<2: yield from map(fn, items); return
+    with ThreadPoolExecutor(workers) as pool:
+        for i in range(0, len(items), wait): yield from pool.map(fn, items[i:i+wait])
+
 def read_images(
     paths,           # Image files
     size:int,        # Side of the results in pixels
@@ -100,9 +106,9 @@ def read_images(
 )->Tensor:           # uint8 (n, 3, size, size), RGB
     "Read image files in order"
     paths = list(paths)
-    if not paths: return torch.zeros(0, 3, size, size, dtype=torch.uint8)
-    if workers<2: return torch.stack([read_image(p, size) for p in paths])
-    with ThreadPoolExecutor(workers) as pool: return torch.stack(list(pool.map(lambda p: read_image(p, size), paths)))
+    out = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    for i,im in enumerate(_in_threads(lambda p: read_image(p, size), paths, workers)): out[i] = im
+    return out
 
 # %% ../nbs/01_data.ipynb #c1a0de02
 def check_images(
@@ -111,11 +117,7 @@ def check_images(
 )->None:             # Nothing; `DataError` names the first file that cannot be read
     "Read every file and refuse the first, in order, that is no whole image; keeps nothing"
     # large JPEGs are decoded at an eighth of their size, which still reads them to the last byte
-    if workers<2:
-        for p in paths: read_image(p, 8)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda p: read_image(p, 8), paths): pass
+    for _ in _in_threads(lambda p: read_image(p, 8), paths, workers): pass
 
 # %% ../nbs/01_data.ipynb #7002ebad
 @dataclass(frozen=True)
@@ -350,7 +352,7 @@ def fingerprints(
     workers:int=4,   # Threads, 1 or more
 )->Tensor:           # int64 (n,), 0 or above, in the order of `paths`
     "Digests of files: equal for equal bytes, wherever they lie"
-    with ThreadPoolExecutor(max(1, workers)) as pool: return torch.tensor(list(pool.map(_fingerprint, paths)), dtype=torch.int64)
+    return torch.tensor(list(_in_threads(_fingerprint, list(paths), workers)), dtype=torch.int64)
 
 def sketch(
     prints:Tensor,   # Fingerprints, int64 (n,)
@@ -381,6 +383,8 @@ class Candidates:
     def __repr__(self): return f"Candidates('{self.name}', {len(self)} images of {self.images.shape[-1]} px)"
 
 # %% ../nbs/01_data.ipynb #eb4b2837
+def _posix(f): return f if os.sep=='/' else Path(f).as_posix()      # the same seeds on every system
+
 def draw_candidates(
     data:ImageData,   # A data set
     label:int,        # Class index, from 0
@@ -389,7 +393,19 @@ def draw_candidates(
 )->tuple:             # Paths relative to the data set's root, in the order of their hashes
     "Choose up to `n` training images of class `label`, by a hash of their names"
     if n<1: raise BudgetError(f"{n} candidate images came; 1 or more is accepted; raise candidates (--candidates)")
-    return tuple(sorted(data.train.of_class(label), key=lambda f: seed_from(seed, 'candidates', Path(f).as_posix()))[:n])
+    return tuple(sorted(data.train.of_class(label), key=lambda f: seed_from(seed, 'candidates', _posix(f)))[:n])
+
+def read_candidates(
+    data:ImageData,   # A data set
+    label:int,        # Class index, from 0
+    files,            # Images of that class, paths relative to the data set's root
+    size:int,         # Side in pixels to read them at
+    seed:int=0,       # What the seeds of the images are made of
+    workers:int=4,    # Threads that decode, 1 or more
+)->Candidates:        # The images in the order of `files`
+    "Read images of class `label`"
+    seeds = tuple(seed_from(seed, 'image', _posix(f)) for f in files)
+    return Candidates(label, data.classes[label], tuple(files), read_images([data.root/f for f in files], size, workers), seeds)
 
 def candidates(
     data:ImageData,   # A data set
@@ -400,9 +416,7 @@ def candidates(
     workers:int=4,    # Threads that decode, 1 or more
 )->Candidates:        # The `n` images, or all of a smaller class, in the order of their hashes
     "Draw and read up to `n` training images of class `label`"
-    fs = draw_candidates(data, label, n, seed)
-    seeds = tuple(seed_from(seed, 'image', Path(f).as_posix()) for f in fs)
-    return Candidates(label, data.classes[label], fs, read_images([data.root/f for f in fs], size, workers), seeds)
+    return read_candidates(data, label, draw_candidates(data, label, n, seed), size, seed, workers)
 
 # %% ../nbs/01_data.ipynb #804231fe
 def stream_candidates(
@@ -412,14 +426,18 @@ def stream_candidates(
     seed:int=0,       # Another seed, other images
     workers:int=4,    # Threads that decode, 1 or more
     labels=None,      # Class indices to stream; None: all
-)->Candidates:        # A generator of `Candidates`, one a class, in the order of `labels`
-    "Candidates of every class in turn; the next class is decoded while the caller works on this one"
-    labels = list(range(data.n_classes)) if labels is None else list(labels)
+    block:int=None,   # At most so many images at a time, 1 or more: a larger class comes in several parts; None: whole classes
+    drawn:dict=None,  # Files of each class by its index, drawn before; None: `draw_candidates`
+)->Candidates:        # A generator of `Candidates`, in the order of `labels`
+    "Candidates of every class in turn; the next part is decoded while the caller works on this one"
+    draw = lambda c: draw_candidates(data, c, n, seed) if drawn is None else drawn[c]
+    cut = lambda fs: (fs[i:i+(block or len(fs))] for i in range(0, max(1, len(fs)), block or max(1, len(fs))))
+    parts = ((c, fs) for c in (range(data.n_classes) if labels is None else labels) for fs in cut(draw(c)))
     with ThreadPoolExecutor(1) as ahead:
-        read = lambda c: ahead.submit(candidates, data, c, size, n, seed, workers)
-        nxt = read(labels[0]) if labels else None
-        for i in range(len(labels)):
-            now, nxt = nxt.result(), read(labels[i+1]) if i+1<len(labels) else None
+        read = lambda p: p and ahead.submit(read_candidates, data, *p, size, seed, workers)
+        nxt = read(next(parts, None))
+        while nxt:
+            now, nxt = nxt.result(), read(next(parts, None))
             yield now
 
 # %% ../nbs/01_data.ipynb #5bb74652
@@ -448,8 +466,7 @@ class ImageItems:
     )->None:             # Nothing; `DataError` names the first file that cannot be read
         "Read all files before long work: whole ones into the cache, or no more than their headers where they are too many to keep"
         read = self.image if self.cache is not None else lambda i: _image_size(self.split.root/self.split.files[i])
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for _ in pool.map(read, range(len(self))): pass
+        for _ in _in_threads(read, range(len(self)), workers): pass
     def __getitem__(self, i): return TensorImage(self.image(i)), TensorCategory(self.split.labels[i])
 
 # %% ../nbs/01_data.ipynb #ed7ea02f

@@ -8,7 +8,7 @@ __all__ = ['LABEL_TEACHERS', 'ATTRIBUTIONS', 'METHODS', 'PRESETS', 'DistillConfi
 
 # %% ../nbs/50_pipeline.ipynb #e9ed3392
 from .core import *
-from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, load_data, stream_candidates
+from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, load_data, read_candidates, stream_candidates
 from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early
 from .measure import measure
 from .attribution import METHODS as ESTIMATORS, OUTPUTS, grad_cam, shapley_values
@@ -23,6 +23,7 @@ from .sre2l import sre2l_images, sre2l_provenance
 import hashlib, math, os, time, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace, asdict, fields
+from itertools import groupby
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -154,23 +155,29 @@ def _settle(cfg, size):
     return replace(cfg, crops=1)                           # all windows of the whole image are the same
 
 # %% ../nbs/50_pipeline.ipynb #e05686ca
+_ROOM = dict(cpu=2**25, cuda=2**28)   # bytes of normalized crops that are made at once
+
+def _chunk(dev, size, crops=1): return max(1, _ROOM.get(dev.type, 2**25)//(12*size*size*crops))     # images; three channels of four bytes
+
 def class_maps(
     cands:Candidates,     # Images of one class, m of them
     teacher:Teacher,      # Whose answer is explained
     cfg:DistillConfig,    # `attribution`, `grid`, `budget`, `output`, `estimator`, `seed` and `precision` count
-    chunk:int=60,         # Images at once; bounds the memory, does not change the result
+    chunk:int=None,       # Images at once, 1 or more; None: as many as take 32 MB, or 256 MB on a GPU; bounds the memory, does not change the result
 )->Tensor:                # Shapley values in the unit of `cfg.output`, or Grad-CAM without a unit, (m, grid, grid), on the CPU
     "The attribution map of every candidate of a class"
-    y = torch.full((len(cands),), cands.label)
-    if cfg.attribution=='grad_cam': return torch.cat([grad_cam(teacher.model, teacher.normalize(x), y[:len(x)], cfg.grid).cpu() for x in cands.images.split(chunk)])
-    maps = [shapley_values(teacher.model, teacher.normalize(x), y[:len(x)], cfg.grid, cfg.budget, output=cfg.output, method=cfg.estimator,
-                           seed=cfg.seed, precision=cfg.precision).cpu() for x in cands.images.split(chunk)]
-    return torch.cat(maps)
+    dev, y = device_of(teacher.model), torch.full((len(cands),), cands.label)
+    def one(x):
+        x, t = teacher.normalize(x.to(dev)), y[:len(x)]
+        if cfg.attribution=='grad_cam': return grad_cam(teacher.model, x, t, cfg.grid).cpu()
+        return shapley_values(teacher.model, x, t, cfg.grid, cfg.budget, output=cfg.output, method=cfg.estimator, seed=cfg.seed, precision=cfg.precision).cpu()
+    return torch.cat([one(x) for x in cands.images.split(chunk or _chunk(dev, teacher.size))])
 
 # %% ../nbs/50_pipeline.ipynb #d87fa355
 def _chosen(cands, crops):
     "The candidates that `crops` were cut from, one a crop"
-    at = [cands.files.index(f) for f in crops.source]
+    where = {f:i for i,f in enumerate(cands.files)}
+    at = [where[f] for f in crops.source]
     return replace(cands, files=crops.source, images=cands.images[at], seeds=tuple(cands.seeds[i] for i in at))
 
 def _boxes(phi, seeds, size, cfg):
@@ -180,17 +187,17 @@ def _boxes(phi, seeds, size, cfg):
     if cfg.attribution=='random': return random_windows([seed_from(s, 'place') for s in seeds], cfg.crops, size, sides)
     return windows(noisy_maps(pool_map(phi), cfg.crops, cfg.alpha, seeds), size, sides)
 
-def _cut_and_score(cands, n, teacher, cfg, maps, judge, chunk=60):
-    "Windows of all candidates, scored by `judge`; the `n` best"
-    parts = []
-    for at in torch.arange(len(cands)).split(chunk):
+def _score_windows(cands, teacher, cfg, maps, judge, chunk=None):
+    "Windows of all candidates with the scores that `judge` gives them"
+    parts, dev = [], device_of(judge.model)
+    for at in torch.arange(len(cands)).split(chunk or _chunk(dev, teacher.size, cfg.crops)):
         phi = None if maps is None else maps[at]
         boxes = _boxes(phi, [cands.seeds[i] for i in at], teacher.size, cfg).flatten(0, 1)
         who = torch.arange(len(at)).repeat_interleave(cfg.crops)
-        x = judge.normalize(cut_patches(cands.images[at], who, boxes, teacher.size))
-        score = SCORES[cfg.score](judge.model, x, torch.full((len(x),), cands.label, device=x.device)).cpu()
+        x = judge.normalize(cut_patches(cands.images[at].to(dev), who, boxes, teacher.size))
+        score = SCORES[cfg.score](judge.model, x, torch.full((len(x),), cands.label, device=dev)).cpu()
         parts.append(Crops(tuple(cands.files[int(at[i])] for i in who), boxes, score, None if phi is None else phi[who], cands.label))
-    return top_crops(concat_crops(parts), n, cfg.end, cfg.per_image)
+    return concat_crops(parts)
 
 # %% ../nbs/50_pipeline.ipynb #4a992b62
 def _places_by_maps(cfg): return cfg.attribution!='random' and cfg.min_area<1       # a whole image has one place
@@ -202,13 +209,13 @@ def infoutil_crops(
     cfg:DistillConfig,    # Settings
     maps:Tensor=None,     # Attribution maps of the candidates (m, grid, grid); None: `class_maps`
     judge:Teacher=None,   # Who scores the crops; None: `teacher`
-    chunk:int=60,         # Images at once; bounds the memory, does not change the result
+    chunk:int=None,       # Images at once, 1 or more; None: as many as take 32 MB, or 256 MB on a GPU; bounds the memory, does not change the result
 )->Crops:                 # `n` crops, best first
     "Algorithm 1 of the paper for one class: attribute, pool and perturb, cut, score, select"
     cfg = _settle(cfg if cfg.method in _CUTS else replace(cfg, method='infoutil'), teacher.size)    # a method of one's own may build on this one
-    if maps is None and _places_by_maps(cfg): maps = class_maps(cands, teacher, cfg)
-    crops = _cut_and_score(cands, n, teacher, cfg, maps, judge or teacher, chunk)
-    return crops if maps is not None or cfg.attribution=='random' else replace(crops, maps=class_maps(_chosen(cands, crops), teacher, cfg))
+    if maps is None and _places_by_maps(cfg): maps = class_maps(cands, teacher, cfg, chunk)
+    crops = top_crops(_score_windows(cands, teacher, cfg, maps, judge or teacher, chunk), n, cfg.end, cfg.per_image)
+    return crops if maps is not None or cfg.attribution=='random' else replace(crops, maps=class_maps(_chosen(cands, crops), teacher, cfg, chunk))
 
 # %% ../nbs/50_pipeline.ipynb #b199fc77
 def choose_crops(
@@ -272,13 +279,24 @@ def _maps(cands, teacher, cfg, meter, cache):
     if file: _write_maps(file, maps, stage)
     return maps
 
-def _measured_choice(cands, n, teacher, cfg, choose, meter, cache):
-    "The crops of one class, with attribution and the rest timed apart"
-    if choose or cfg.method not in _CUTS:
-        with meter('choose'): return (choose or choose_crops)(cands, n, teacher, cfg)
-    maps = _maps(cands, teacher, cfg, meter, cache) if _places_by_maps(cfg) else None
-    with meter('choose'): crops = _cut_and_score(cands, n, teacher, cfg, maps, teacher)
-    return crops if maps is not None or cfg.attribution=='random' else replace(crops, maps=_maps(_chosen(cands, crops), teacher, cfg, meter, cache))
+def _by_parts(parts, data, n, teacher, cfg, meter, cache):
+    "The crops of one class whose candidates come in `parts`, and the images that they were cut from, one a crop"
+    tables = []
+    for cands in parts:
+        maps = _maps(cands, teacher, cfg, meter, cache) if _places_by_maps(cfg) else None
+        with meter('choose'): tables.append(_score_windows(cands, teacher, cfg, maps, teacher))
+    with meter('choose'):
+        crops = top_crops(concat_crops(tables), n, cfg.end, cfg.per_image)
+        chosen = _chosen(cands, crops) if len(tables)==1 else read_candidates(data, crops.label, crops.source, teacher.size, cfg.seed)
+    return crops if crops.maps is not None or cfg.attribution=='random' else replace(crops, maps=_maps(chosen, teacher, cfg, meter, cache)), chosen
+
+def _measured_choice(parts, data, n, teacher, cfg, choose, meter, cache):
+    "As `_by_parts`, whatever the method, with attribution and the rest timed apart"
+    if choose is None and cfg.method in _CUTS: return _by_parts(parts, data, n, teacher, cfg, meter, cache)
+    cands, = parts                                          # other methods see a whole class
+    with meter('choose'): crops = (choose or choose_crops)(cands, n, teacher, cfg)
+    _check_choice(crops, cands, n, cfg)
+    return crops, _chosen(cands, crops)
 
 # %% ../nbs/50_pipeline.ipynb #2dc69a93
 def _fraction(data, valid_frac, teacher):
@@ -298,17 +316,22 @@ def _check_supply(data, cfg, n):
                           "add images, raise candidates (--candidates), or lower ipc (--ipc) or factor (--factor)")
 
 # %% ../nbs/50_pipeline.ipynb #42d5f848
+_PART = 2**26   # bytes of a class's pixels that are held at once, and as many of the next part: 445 images of 224 px, so that usual classes come whole
+
+def _stream(data, teacher, cfg, choose):
+    "The candidates of every class, checked before the long work, in parts where the method can do with parts"
+    drawn = {c: draw_candidates(data, c, cfg.candidates, cfg.seed) for c in range(data.n_classes)}
+    for fs in drawn.values(): check_images([data.root/f for f in fs])
+    block = max(1, _PART//(3*teacher.size**2)) if choose is None and cfg.method in _CUTS else None
+    return groupby(stream_candidates(data, teacher.size, cfg.candidates, cfg.seed, block=block, drawn=drawn), key=lambda c: c.label)
+
 def _compose(data, teacher, cfg, choose, meter, cache, show_progress):
     "Distilled images (classes x ipc, 3, size, size) of chosen crops, class by class, and where each came from"
-    check_images([data.root/f for c in range(data.n_classes) for f in draw_candidates(data, c, cfg.candidates, cfg.seed)])   # before the long work
-    n, images, origin = cfg.ipc*cfg.factor**2, [], []
-    classes = stream_candidates(data, teacher.size, cfg.candidates, cfg.seed)
-    for cands in (progress_bar(classes, total=data.n_classes) if show_progress else classes):
-        crops = _measured_choice(cands, n, teacher, cfg, choose, meter, cache)
-        _check_choice(crops, cands, n, cfg)
-        index = {f:i for i,f in enumerate(cands.files)}
-        with meter('choose'): images.append(make_mosaics(cut_patches(cands.images, torch.tensor([index[s] for s in crops.source]), crops.box, teacher.size//cfg.factor), cfg.factor, teacher.size))
-        origin += provenance(crops, cfg.factor, first=cands.label*cfg.ipc)
+    n, images, origin, classes = cfg.ipc*cfg.factor**2, [], [], _stream(data, teacher, cfg, choose)
+    for label, parts in (progress_bar(classes, total=data.n_classes) if show_progress else classes):
+        crops, chosen = _measured_choice(parts, data, n, teacher, cfg, choose, meter, cache)
+        with meter('choose'): images.append(make_mosaics(cut_patches(chosen.images, torch.arange(n), crops.box, teacher.size//cfg.factor), cfg.factor, teacher.size))
+        origin += provenance(crops, cfg.factor, first=label*cfg.ipc)
     return torch.cat(images), origin
 
 def _synthesise(data, teacher, cfg, meter, show_progress):

@@ -126,3 +126,43 @@ def test_a_method_of_ones_own_gets_the_settings_and_may_build_on_ours(world):
     run = lambda **kw: distill(world['data'], world['teacher'], world['early'], **{**small, **kw})
     assert torch.equal(run(choose=ours).images, run().images) and set(seen)=={5}
     assert torch.equal(run(choose=theirs).images, run(method='rded').images)
+
+class Cramped(torch.nn.Module):
+    "A network for which memory ends at so many images a pass"
+    def __init__(self, net, most): super().__init__(); self.net, self.most, self.refused = net, most, 0
+    def forward(self, x):
+        if len(x)>self.most:
+            self.refused += 1
+            raise torch.OutOfMemoryError(f'CUDA out of memory. Tried to allocate {len(x)} images')
+        return self.net(x)
+
+@pytest.mark.parametrize('method', ['infoutil', 'shapley_loss'])
+def test_running_out_of_memory_changes_no_byte(world, method):
+    kw = {**small, 'candidates': 6, 'factor': 2, 'method': method}
+    tight = replace(world['teacher'], model=Cramped(world['teacher'].model, 3).eval())
+    sets = {k: distill(world['data'], t, t, **kw) for k,t in (('roomy', replace(tight, model=Cramped(world['teacher'].model, 10**9).eval())), ('tight', tight))}
+    a, b = sets['roomy'], sets['tight']
+    assert tight.model.refused>0 and torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+    same_origin(a, b)
+
+def same_origin(a, b):
+    "The same crops; scores and maps, whose last digit knows how many images shared a pass, nearly"
+    plain = lambda ds: [{k:v for k,v in p.items() if k not in ('score', 'maps')} for p in ds.provenance]
+    assert plain(a)==plain(b)
+    torch.testing.assert_close(*[torch.tensor([p['score'] for p in ds.provenance]) for ds in (a, b)], rtol=1e-4, atol=1e-7)
+    if a.provenance[0]['maps']: torch.testing.assert_close(*[torch.tensor([p['maps'] for p in ds.provenance]) for ds in (a, b)], rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize('kw', [dict(factor=2), dict(end='middle', min_area=.3, per_image=None), dict(), dict(method='random_grad_norm', factor=2), dict(method='herding')], ids=str)
+def test_a_class_in_parts_gives_the_same_bytes(world, monkeypatch, kw):
+    import infoutil.pipeline as pipeline
+    seen, stream = [], pipeline.stream_candidates
+    def watched(*args, **kw):
+        for c in stream(*args, **kw): seen.append(len(c)); yield c
+    monkeypatch.setattr(pipeline, 'stream_candidates', watched)
+    run = lambda: distill(world['data'], world['teacher'], world['early'], **{**{k:v for k,v in small.items() if k!='precision' or kw.get('method')!='herding'}, **kw})
+    whole = run()
+    monkeypatch.setattr(pipeline, '_PART', 5*3*32*32)
+    parts = run()
+    assert set(seen[:10])=={12} and seen[10:13]==([12, 12, 12] if kw.get('method')=='herding' else [5, 5, 2])     # herding wants all images of a class at once
+    assert torch.equal(whole.images, parts.images) and torch.equal(whole.labels, parts.labels)
+    same_origin(whole, parts)
