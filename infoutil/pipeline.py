@@ -11,7 +11,7 @@ from .core import *
 from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, load_data, read_candidates, stream_candidates
 from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early
 from .measure import measure
-from .attribution import METHODS as ESTIMATORS, OUTPUTS, grad_cam, shapley_values
+from .attribution import METHODS as ESTIMATORS, OUTPUTS, calls_for, grad_cam, shapley_values
 from .crop import pool_map, noisy_maps, draw_fractions, random_windows, windows
 from .score import SCORES
 from .selection import Crops, ENDS, concat_crops, top_crops
@@ -47,7 +47,7 @@ class DistillConfig:
     candidates:int=300            # Images of each class to look at
     seed:int=0                    # Another seed, other candidates and other noise
     attribution:str='shapley'     # Where windows lie: 'shapley', 'grad_cam', or 'random'
-    budget:int=64                 # Model calls an image for its Shapley values
+    budget:int=None               # Model calls an image for its Shapley values; None: 64, or all coalitions where the estimator is 'exact'
     estimator:str='prior'         # See `attribution.shapley_values`
     output:str='logit'            # What the values explain: 'logit' or 'probability'
     grid:int=4                    # Patches along one side
@@ -117,7 +117,7 @@ def _check_types(cfg):
     "Refuse settings of another type, such as '2', 2.5 or NaN"
     for f in fields(cfg):
         v = getattr(cfg, f.name)
-        if v is None and f.name in ('factor', 'per_image', 'min_area', 'max_area', 'end'): continue
+        if v is None and f.name in ('factor', 'budget', 'per_image', 'min_area', 'max_area', 'end'): continue
         fits = isinstance(v, (int, float) if f.type is float else f.type) and not isinstance(v, bool) and not (f.type is float and not math.isfinite(v))
         if not fits: raise InfoUtilError(f"{f.name} came as {v!r}; {_KINDS[f.type]} is accepted; convert it")
 
@@ -137,9 +137,8 @@ def check_config(
     lo, hi = cfg.min_area, cfg.max_area
     if not (0<(lo or hi or 1)<=(hi or lo or 1)<=1) or 0 in (lo, hi):
         raise InfoUtilError(f"window areas from {lo} to {hi} came; 0 < min_area <= max_area <= 1 is accepted; the paper's is 0.25 for both")
-    if cfg.method in _CUTS and cfg.attribution=='shapley' and cfg.budget<min(2*cfg.grid**2, 2**cfg.grid**2):
-        raise BudgetError(f"a budget of {cfg.budget} model calls came for {cfg.grid**2} patches; {2*cfg.grid**2} or more are needed; raise budget (--budget)")
-    return cfg
+    reads_calls = cfg.method in _CUTS and cfg.attribution=='shapley'
+    return replace(cfg, budget=calls_for(cfg.estimator, cfg.grid, cfg.budget)) if reads_calls else cfg
 
 # %% ../nbs/50_pipeline.ipynb #26389ffe
 def _settle(cfg, size):
