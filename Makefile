@@ -55,8 +55,8 @@ package-check: $(READY)
 #              TABLES=...                   tables of coalitions that it made, a folder a network, for the errors of estimators
 #              RDED=...                     a checkout of RDED's released code
 #              DEVICE=cuda
-# budget.py trains students for hours and has commands of its own.
-BENCH           := $(filter-out common networks budget,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
+# budget.py trains students for hours, and priors.py is about how the estimator was made: they have commands of their own.
+BENCH           := $(filter-out common networks budget priors,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
 args_whole       = $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(if $(IMAGENETTE),--imagenette $(IMAGENETTE)) $(if $(NETS),--nets $(NETS))
 args_student     = $(if $(RDED),--rded $(RDED))
 args_estimators  = $(wildcard $(TABLES)/*)
