@@ -249,7 +249,7 @@ def _greedy(kern, R, var, first, pairs, start=()):
     return picked
 
 _BIG    = 1e2              # order 1 is free: a large, finite variance while choosing
-_OPENING = ((.2, .6), 32)  # the prior that the first pairs are chosen by, and how many; all of `PRIORS` choose the rest
+_OPENING = ((.09, .4), 32) # the prior that the first pairs are chosen by, and how many; all of `PRIORS` choose the rest
 
 def _extend(grid, lam, pairs, start=()):
     "Codes of `pairs` coalitions under the variances `lam`, those of `start` first"
