@@ -52,12 +52,14 @@ def read(folders, n):
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('tables', nargs='+'); p.add_argument('-o', '--out'); p.add_argument('-n', '--images', type=int, default=10)
+    p.add_argument('--quick', action='store_true', help='two choices and one budget')
     a = p.parse_args()
+    openings, sets, budgets = (OPENINGS[:1], {k: SETS[k] for k in list(SETS)[-2:]}, BUDGETS[:1]) if a.quick else (OPENINGS, SETS, BUDGETS)
     tables, rows = read(a.tables, a.images), []
-    for opening in OPENINGS:
+    for opening in openings:
         codes = design(opening)
-        for name,priors in SETS.items():
-            es = {b: errors(tables, codes, priors, b) for b in BUDGETS}
+        for name,priors in sets.items():
+            es = {b: errors(tables, codes, priors, b) for b in budgets}
             for b,e in es.items(): rows.append(dict(opening=str(opening), priors=name, budget=b, log_error=float(np.mean(np.log(list(e.values())))), **{' '.join(k): v for k,v in e.items()}))
-            print(opening, name, [round(r['log_error'], 3) for r in rows[-4:]], flush=True)
+            print(opening, name, [round(r['log_error'], 3) for r in rows[-len(budgets):]], flush=True)
     print(save('priors', rows, out=a.out, images=a.images))

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 BENCH = Path(__file__).resolve().parent.parent/'benchmarks'
 SHARED = {'common', 'networks'}                                   # imported by the others; they measure nothing
-ERRORS = {'estimators', 'budget'}                                 # they measure errors and accuracies, not time
+ERRORS = {'estimators', 'budget', 'priors'}                                 # they measure errors and accuracies, not time
 NAMES = sorted(f.stem for f in BENCH.glob('*.py') if f.stem not in SHARED|ERRORS)
 FIELDS = ('network', 'size', 'images', 'way', 'seconds', 'ratio', 'low', 'high', 'reference')
 
@@ -47,7 +47,7 @@ def table(tmp_path_factory):
 @pytest.mark.parametrize('name', sorted(n for n in ERRORS if (BENCH/f'{n}.py').exists()))
 def test_quick_form_of_errors(name, table, tmp_path):
     out = tmp_path/f'{name}.json'
-    res = quick(name, out, *([table] if name=='estimators' else ['digits', '--demo']))
+    res = quick(name, out, *(['digits', '--demo'] if name=='budget' else [table]))
     assert res.returncode==0, res.stderr[-2000:]
     rows = json.loads(out.read_text())['rows']
     assert rows and all(math.isfinite(v) for r in rows for v in r.values() if isinstance(v, float))
