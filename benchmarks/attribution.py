@@ -12,7 +12,8 @@ Ways, all of them on normalized images, with --calls model calls an image:
 - `captum`, `shap`, `shapiq`: their KernelSHAP of each image, with the network as it comes and 64 masked images a pass
 Every row has its ratio to one reference, measured in turns. `error` is the largest distance of a map from the map that the network as it comes would give for the same calls, as a part of its norm.
 """
-import argparse
+import argparse, ctypes
+from contextlib import suppress
 import numpy as np, torch, torchvision
 import common, networks
 from infoutil.attribution import _plan, shapley_values, show_only
@@ -21,10 +22,10 @@ from infoutil.inference import choose_chunk, fast_copy
 from infoutil.models import get_model
 
 # name -> network, size, images
-NETS = {'convnet3': (lambda: get_model('convnet3', 10, 32), 32, 4),
+NETS = {'convnet3': (lambda: get_model('convnet3', 10, 32), 32, 2),
         'convnet4': (lambda: get_model('convnet4', 10, 64), 64, 1),
-        'resnet18': (lambda: torchvision.models.resnet18(num_classes=10), 64, 3),
-        'vit':      (networks.vit, 32, 2)}
+        'resnet18': (lambda: torchvision.models.resnet18(num_classes=10), 64, 2),
+        'vit':      (networks.vit, 32, 1)}
 PEERS = ('captum', 'shap', 'shapiq')
 
 def world(name, images, device):
@@ -86,16 +87,21 @@ def peers(net, x, y, calls):
         except ImportError as e: out.pop(name, None); print(f'{name} is skipped: {e}')
     return out
 
-def error(net, x, y, masks, P, **how):
+def error(net, x, y, masks, solve, **how):
     "Largest relative distance of a map from the one that the network as it comes gives for the same calls"
-    with torch.inference_mode(): v = torch.stack([net(show_only(xi[None], masks)[0])[:, yi].double() for xi,yi in zip(x, y)])
-    want, got = v@P.T.to(v), shapley_values(net, x, y, budget=len(masks), **how).flatten(1)
+    with torch.inference_mode(): v = torch.stack([torch.cat([net(show_only(xi[None], m)[0])[:, yi] for m in masks.split(64)]) for xi,yi in zip(x, y)]).double()
+    want, got = solve(v.cpu())[0], shapley_values(net, x, y, budget=len(masks), **how).flatten(1).cpu()
     return float(((got-want).norm(dim=1)/want.norm(dim=1)).max())
+
+def peak(fn, device):
+    "Peak memory of one call; what the C library holds in reserve is given back before, for it would hide what the call takes"
+    with suppress(OSError, AttributeError): ctypes.CDLL('libc.so.6').malloc_trim(0)
+    return common.peak(fn, device)
 
 def bench(name, images, calls, rounds, device):
     "Rows of one network"
     net, x, y = world(name, images, device)
-    masks, P = _plan(4, calls, 0, 'prior')
+    masks, solve = _plan(4, calls, 0, 'prior')
     ready, rows = show_only(x, masks.to(device)).flatten(0, 1), []
     fast = {p: fast_copy(net, p) for p in ('float32', 'bfloat16')}
     chunk = {p: choose_chunk(f, x) for p,f in fast.items()}
@@ -103,14 +109,14 @@ def bench(name, images, calls, rounds, device):
     ways |= {f'bare {p}': passes(f, ready.contiguous(memory_format=torch.channels_last), chunk[p]) for p,f in fast.items()}
     plain = {f'plain {c}': passes(net, ready, c) for c in sorted({64, chunk['float32']})}
     other = {'by hand': by_hand(net, x, masks), **peers(net, x, y, len(masks))}
-    def add(some, reference):
+    def add(some, reference, rounds=rounds):
         for way,t in common.interleaved(some, reference, rounds, device=device).items():
-            off = error(net, x, y, masks, P, precision=way.split()[1]) if way.startswith('infoutil') else None
+            off = error(net, x, y, masks, solve, precision=way.split()[1]) if way.startswith('infoutil') else None
             rows.append(dict(network=name, size=x.shape[-1], images=len(x), calls=len(masks), way=way, **t, reference=reference, error=off, images_per_second=len(x)/t['seconds'],
-                             chunk=next((c for p,c in chunk.items() if p in way), 64), peak_bytes=common.peak(some[way], device)))
+                             chunk=next((c for p,c in chunk.items() if p in way), 64), peak_bytes=peak(some[way], device)))
     for p in fast: add({k: ways[k] for k in (f'infoutil {p}', f'bare {p}')}, f'bare {p}')
     add({**plain, **ways}, 'plain 64')
-    add({'infoutil float32': ways['infoutil float32'], **other}, 'infoutil float32')
+    add({'infoutil float32': ways['infoutil float32'], **other}, 'infoutil float32', max(2, rounds//2))
     return rows
 
 if __name__=='__main__':
