@@ -602,6 +602,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'infoutil.score._batchnorm_sq': ('score.html#_batchnorm_sq', 'infoutil/score.py'),
                                 'infoutil.score._blocks': ('score.html#_blocks', 'infoutil/score.py'),
                                 'infoutil.score._box_sum': ('score.html#_box_sum', 'infoutil/score.py'),
+                                'infoutil.score._cache_chunk': ('score.html#_cache_chunk', 'infoutil/score.py'),
                                 'infoutil.score._check_chunk': ('score.html#_check_chunk', 'infoutil/score.py'),
                                 'infoutil.score._check_finite': ('score.html#_check_finite', 'infoutil/score.py'),
                                 'infoutil.score._check_logits': ('score.html#_check_logits', 'infoutil/score.py'),

@@ -7,10 +7,12 @@ __all__ = ['METHODS', 'SCORES', 'grad_norms', 'loss_scores', 'el2n_scores', 'uti
 
 # %% ../nbs/12_score.ipynb #8884afd5
 from .core import *
+from .inference import in_chunks, memory_free, _is_out_of_memory
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakKeyDictionary
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from fastcore.basics import patch
@@ -126,25 +128,28 @@ def _conv_gram_sq(m, a, g):
 
 def _conv_patch_sq(m, a, g, pad, stride, gram):
     "Both forms on patches laid out by `unfold`, any groups"
-    out, k = [], m.groups
+    out, k, plain = [], m.groups, m.kernel_size==stride==(1, 1) and pad==(0, 0)
     each = a.shape[1]*g[0,0].numel()*m.kernel_size[0]*m.kernel_size[1]
     for s in _blocks(len(a), each, _room(a, 2**20)):
-        p = F.unfold(a[s], m.kernel_size, m.dilation, pad, stride).unflatten(1, (k, -1)).flatten(0, 1)
+        p = a[s].flatten(2) if plain else F.unfold(a[s], m.kernel_size, m.dilation, pad, stride)
+        p = p.unflatten(1, (k, -1)).flatten(0, 1)
         q = g[s].flatten(2).unflatten(1, (k, -1)).flatten(0, 1)                          # rows: image and group
         sq = (_abt(p.mT, p.mT)*_abt(q.mT, q.mT)).sum((1,2)) if gram else _norm(_abt(p, q), 1)**2
         out.append(sq.view(-1, k).sum(1))
     return torch.cat(out)
 
-def _small(m): return m.weight.numel()<=2**14
+def _grouped(m, g): return m.weight.numel()<=2**16 and (g.is_contiguous() or m.groups>1)   # dense channels-last images would be copied
 
 def _conv_direct_sq(m, a, g, pad, stride):
     "Weight gradient image by image; small ones in one call with every image a group"
     n, kw = len(a), dict(stride=stride, padding=pad, dilation=m.dilation)
-    if _small(m):
+    if _grouped(m, g):
         many = (n*m.weight.shape[0], *m.weight.shape[1:])
         w = conv2d_weight(a.reshape(1, -1, *a.shape[2:]), many, g.reshape(1, -1, *g.shape[2:]), groups=n*m.groups, **kw)
         return _norm(w.reshape(n, -1), 1)**2
-    return torch.stack([_norm(conv2d_weight(a[i:i+1], m.weight.shape, g[i:i+1], groups=m.groups, **kw)) for i in range(n)])**2
+    w = m.weight.detach().to(g.dtype)
+    one = lambda a, g: torch.ops.aten.convolution_backward(g, a, w, None, stride, pad, m.dilation, False, (0, 0), m.groups, (False, True, False))[1]
+    return torch.stack([_norm(one(a[i:i+1], g[i:i+1])) for i in range(n)])**2
 
 # %% ../nbs/12_score.ipynb #c307044b
 def _conv_form(m, a, g, pad, stride):
@@ -152,11 +157,9 @@ def _conv_form(m, a, g, pad, stride):
     t, c, o = g[0,0].numel(), a.shape[1]//m.groups, m.out_channels//m.groups
     k = m.kernel_size[0]*m.kernel_size[1]
     centred = all(s==1 and 2*p==d*(z-1) for s,p,d,z in zip(stride, pad, m.dilation, m.kernel_size))
-    cost = {'gram': (t*t*(1.5*(c*k+o)+10) + 30*c*k*t)*m.groups}
-    if centred and m.groups==1: cost['box'] = t*t*(1.5*(c+o)+130)
-    dense = m.groups==1 and _small(m) and not g.is_contiguous()        # grouping images would copy channels-last ones
-    if a.device.type!='cpu' or dense: cost['patch'] = (t*o+30*t)*c*k*m.groups
-    else: cost['direct'] = (1.2*t+100)*c*k*o*m.groups + (0 if _small(m) else 8e6)
+    cost = {'gram': (t*t*(3.5*(c*k+o)+10) + 100*c*k*t)*m.groups, 'patch': (2.1*t*o+65*t)*c*k*m.groups}
+    if centred and m.groups==1: cost['box'] = t*t*(1.4*(c+o)+350)
+    if a.device.type=='cpu': cost['direct'] = ((1.2*t+100)*c*k + 30*t)*o*m.groups + (0 if _grouped(m, g) else 8e6)
     return min(cost, key=cost.get)
 
 def _conv_sq(m, a, g):
@@ -214,9 +217,11 @@ def _rule_sq(m, a, g):
     dt = torch.float64 if g.dtype==torch.float64 else torch.float32
     return _wide(_RULES[type(m)](m, a.to(dt), g.to(dt))).clamp_min(0)
 
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+
 def _has_rule(m):
     "Whether `m` is a layer with a rule, doing what its class says and nothing more"
-    extra = any(len(getattr(m, k)) for k in ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks'))
+    extra = any(len(getattr(m, k)) for k in _HOOKS)
     fixed = not isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) or m.running_mean is not None
     return type(m) in _RULES and fixed and not extra and 'forward' not in vars(m) and any(p is not None for p in m._parameters.values())
 
@@ -260,6 +265,8 @@ class _Plan:
     copies:dict     # parameter name -> parameter
     replays:dict    # module name -> (module, its parameters by name relative to it, positions of arguments with a batch axis)
     widest:int=1    # numbers in the largest output of any module for one image
+    held:int=1      # numbers in the outputs of all layers for one image
+    last:bool=False # whether images go in channels-last
 
 def _tap(out):
     "Give `out` a place in the graph if it has none"
@@ -322,7 +329,8 @@ def _replay(m, params, batched, call, g):
         part = [r[s] for r in rows]
         try:
             with sdpa_kernel(SDPBackend.MATH): parts.append(vmap(sq)(*part))
-        except RuntimeError:                                          # an operation that vmap does not know: row by row
+        except RuntimeError as e:                                     # an operation that vmap does not know: row by row
+            if _is_out_of_memory(e): raise
             each = [sq(*r) for r in zip(*part)]
             parts.append({k: torch.stack([e[k] for e in each]) for k in ps})
     return {k: torch.cat([p[k] for p in parts]) for k in ps}
@@ -362,6 +370,7 @@ def _pass_sq(model, x, y, plan, precision, only=None, misfit=_refuse):
     with _frozen(model):
         leaves = {k: _batch_copy(p, n) for k,p in plan.copies.items()}
         logits = _forward(model, x.clone(), plan, precision, parts, jobs, leaves, misfit)
+        _check_logits(logits, x, y)
         unit, size = _residual(logits, y)
         if only is not None: unit = unit*(torch.arange(n, device=x.device)==only)[:,None]
         if logits.requires_grad: logits.backward(unit.to(logits.dtype))
@@ -379,7 +388,7 @@ class _Look:
     def __init__(self, model, x, y):
         self.model, self.params, self.mods = model, _weights(model), dict(model.named_modules())
         self.name_of = {id(p): k for k,p in self.params.items()}
-        self.notes, self.outs, self.local, self.widest, hooks = {}, {}, {}, 1, []
+        self.notes, self.outs, self.local, self.widest, self.held, hooks = {}, {}, {}, 1, 1, []
         with _frozen(model, self.params.values()):
             try:
                 for k,m in self.mods.items():
@@ -389,12 +398,13 @@ class _Look:
             finally:
                 for h in hooks: h.remove()
             _check_logits(logits, x, y)
+            _check_finite(logits.detach().sum(1), 'sums of logits')
             self.measure(logits, _residual(logits, y)[0].to(logits.dtype))
 
     def note_out(self, k, m, args, out):
         t = _one_out(out)
         self.outs[k] = t is not None and len(t)==1 and self.notes[k][-1].intact()
-        if t is not None: self.widest = max(self.widest, t.numel())
+        if t is not None: self.widest, self.held = max(self.widest, t.numel()), self.held + t.numel()*(not len(m._modules))
 
     def measure(self, logits, unit):
         loss = (logits*unit).sum()
@@ -405,12 +415,11 @@ class _Look:
 
 # %% ../nbs/12_score.ipynb #8ac76210
 def _check_logits(logits, x, y):
-    "Refuse what is not a table of finite logits, and labels outside it"
+    "Refuse what is not a table of logits, and labels outside it"
     if not torch.is_tensor(logits) or logits.ndim!=2 or len(logits)!=len(x):
         came = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         raise InfoUtilError(f"the model returned {came} for {len(x)} image(s); logits of shape (n, classes) are accepted; wrap it so that it returns them")
     check_labels(y, logits.shape[1])
-    _check_finite(logits.detach().sum(1), 'sums of logits')
 
 def _check_finite(s, what):
     "Refuse scores that are NaN or infinite"
@@ -467,7 +476,9 @@ def _try(look, x, y, plan, groups):
     "Run `plan` on two rows of which the second carries no loss; names of the parts that fail, or None if the network cannot run so"
     bad = set()
     try: logits, _, parts = _pass_sq(look.model, x, y, plan, 'float32', only=0, misfit=bad.add)
-    except (RuntimeError, ValueError, IndexError, AssertionError): return None
+    except (RuntimeError, ValueError, IndexError, AssertionError) as e:
+        if _is_out_of_memory(e) or isinstance(e, InfoUtilError): raise
+        return None
     tol = 30*torch.finfo(logits.dtype).eps**.5
     same = torch.allclose(logits[:1], look.logits, rtol=tol, atol=tol*float(look.logits.abs().max()))
     return bad | _disagree(look, parts, groups) if same else None
@@ -494,7 +505,7 @@ def _complete(look, rules, copies, banned):
         if scope is None: return None
         m, ps, _ = replays.setdefault(scope, (look.mods[scope], {}, look.notes[scope][0].batched(1)))
         ps[k[len(scope)+1:]] = look.params[k]
-    return _Plan({k: m for k,m in look.mods.items() if k in rules}, copies, replays, look.widest)
+    return _Plan({k: m for k,m in look.mods.items() if k in rules}, copies, replays, look.widest, look.held)
 
 # %% ../nbs/12_score.ipynb #c585c287
 def _groups(look, plan):
@@ -516,6 +527,40 @@ def _make_plan(model, x, y):
         banned |= {b.partition('|')[0] for b in bad-rules-copies.keys()}
         rules, copies = rules-bad, {k: p for k,p in copies.items() if k not in bad}
 
+# %% ../nbs/12_score.ipynb #cce987a8
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+def _tensor_mark(t): return id(t), t._version, t.data_ptr(), t.shape, t.dtype
+
+def _signature(model):
+    "What a plan was made for: another value means that the model has been changed"
+    mods = [(k, id(m), type(m), id(type(m).forward), id(vars(m).get('forward')), [(a, v) for a,v in vars(m).items() if isinstance(v, _PLAIN)],
+             [tuple(getattr(m, h)) for h in _HOOKS]) for k,m in model.named_modules(remove_duplicate=False)]
+    return mods, [(k, _tensor_mark(p)) for k,p in model.named_parameters(remove_duplicate=False)]
+
+def _plan_in_layout(model, x, y):
+    "`_make_plan`, channels-last where a CPU's convolutions want it and the network bears it (one with a `view` may not)"
+    if x.device.type=='cpu' and x.dtype==torch.float32 and any(type(m) is nn.Conv2d for m in model.modules()):
+        try: plan = _make_plan(model, x[:2].contiguous(memory_format=torch.channels_last), y[:2])
+        except RuntimeError as e:
+            if _is_out_of_memory(e): raise
+            plan = None
+        if plan: plan.last = True; return plan
+    return _make_plan(model, x, y)
+
+# %% ../nbs/12_score.ipynb #e3f2057e
+_plans = WeakKeyDictionary()   # model -> (its signature, kind of images -> plan)
+
+def _kept_plan(model, x, y):
+    "`_plan_in_layout`, once for a model and a kind of images"
+    kind, sign = (x.shape[1:], x.stride()[1:], x.dtype, x.device), _signature(model)
+    try: old, kept = _plans.get(model, (None, {}))
+    except TypeError: return _plan_in_layout(model, x, y)     # a model without a hash
+    if old!=sign: kept = {}
+    if kind not in kept: kept = {**kept, kind: _plan_in_layout(model, x, y)}
+    _plans[model] = sign, kept
+    return kept[kind]
+
 # %% ../nbs/12_score.ipynb #bfb01130
 METHODS = ('auto', 'closed', 'vmap', 'loop')
 
@@ -525,12 +570,19 @@ def _check_scored(model, x, y):
         raise InfoUtilError(f"a {type(model).__name__} came as the model; an nn.Module with parameters is accepted; wrap the function in one")
     check_eval(model); check_batch(x, y)
 
-def _auto_chunk(x, model, plan=None):
-    "Images a pass: under a plan by the largest activation (a CPU wants it in its cache), else by the number of parameters"
-    cpu = x.device.type=='cpu'
-    if plan is None: return max(1, min(8 if cpu else 64, 2**28//sum(p.numel() for p in _weights(model).values())))
-    return max(4, min(64 if cpu else 256, (2**22 if cpu else 2**25)//plan.widest))
+def _cache_chunk(plan):
+    "Images that a CPU's caches hold; more where many layers want to be paid for, fewer where modules are replayed"
+    fits = 2**21//plan.widest
+    return max(4, min(32 if plan.replays else 64, 2*fits, max(fits, 2*len(plan.rules))))
 
+def _auto_chunk(x, model, plan=None):
+    "Images a pass: under a plan by the largest activation, else by the number of parameters; within half the free memory"
+    cpu, params = x.device.type=='cpu', sum(p.numel() for p in _weights(model).values())
+    most, each = (8 if cpu else 64, 3*params) if plan is None else (256, 2*plan.held)     # numbers an image, with gradients
+    if plan: most = _cache_chunk(plan) if cpu else max(4, min(most, 2**25//plan.widest))
+    return max(1, min(most, memory_free(x.device)//(2*x.element_size()*each)))
+
+# %% ../nbs/12_score.ipynb #c4f81b0e
 def _check_chunk(chunk):
     if chunk is not None and chunk<1: raise InfoUtilError(f"chunk={chunk} came; 1 or more, or None to choose, is accepted; raise it")
 
@@ -545,8 +597,23 @@ def _result(parts, x, what):
 def _general(model, x, y, precision):
     "By vmap of grad, or one by one where the network uses an operation that vmap does not know"
     try: return _vmap_norms(model, x, y, precision)
-    except RuntimeError: return _loop_norms(model, x, y, precision)
+    except RuntimeError as e:
+        if _is_out_of_memory(e): raise
+        return _loop_norms(model, x, y, precision)
 
+# %% ../nbs/12_score.ipynb #60baf549
+def _over(fn, n, chunk):
+    "`fn` over slices of `n` rows; a row left alone at the end runs beside its neighbour, since kernels for one image round differently"
+    last = 0                                                   # rows of the slice before
+    def run(s):
+        nonlocal last
+        lone = s.stop==n and s.stop-s.start==1 and last>1
+        out = fn(slice(s.start-1, s.stop))[1:] if lone else fn(s)
+        last = len(out)
+        return out
+    return in_chunks(run, n, chunk)
+
+# %% ../nbs/12_score.ipynb #81708ae4
 def _planned(plan, model, x, y, precision):
     "By the plan, or the general way where these images make the network run differently"
     try: _, size, parts = _pass_sq(model, x, y, plan, precision)
@@ -558,7 +625,7 @@ def _plan_for(model, x, y, method):
     if method in ('vmap', 'loop'): return None
     # glibc hands memory back after each pass, and takes it page by page for the next, until one large block has come and gone
     if x.device.type=='cpu': torch.empty(31*2**20, dtype=torch.uint8)
-    plan = _make_plan(model, x, y)
+    plan, = in_chunks(lambda s: _kept_plan(model, x, y), 1, 1)              # one sentence where even two images are too many
     if method=='auto' or (plan and not plan.replays): return plan
     left = sorted(f'{s}.{k}' for s,(_,ps,_) in plan.replays.items() for k in ps) if plan else []
     what = f'{len(left)} parameters ({left[0]}, ...)' if left else 'this network as a whole'
@@ -572,7 +639,7 @@ def grad_norms(
     y:Tensor,                    # Class indices, int64, shape (n,)
     *,
     method:str='auto',           # 'auto': fastest exact way; 'closed': layer rules only, else refuse; 'vmap', 'loop': slow oracles
-    chunk:int=None,              # Crops a pass, 1 or more; None: by device and resolution; memory grows with it, results do not change
+    chunk:int=None,              # Crops a pass, 1 or more; None: by device, network and free memory; memory grows with it, results do not change from 2 on
     precision:str='float32',     # 'float32', 'bfloat16' or 'auto': arithmetic of the network itself; sums stay in float32
 )->Tensor:                       # L2 norm over all parameters of each cross-entropy gradient (nats per unit), float32 or as x if float64, shape (n,)
     "Exact norm of the loss gradient of `model` over all its parameters for each crop in `x`"
@@ -583,19 +650,19 @@ def grad_norms(
     if not len(x): return _result([], x, 'gradient norms')
     plan = _plan_for(model, x, y, method)
     way  = {'vmap': _vmap_norms, 'loop': _loop_norms}.get(method, _general if plan is None else partial(_planned, plan))
-    parts = [way(model, x[s], y[s], precision) for s in _blocks(len(x), 1, chunk or _auto_chunk(x, model, plan))]
+    if plan and plan.last: x = x.contiguous(memory_format=torch.channels_last)
+    parts = _over(lambda s: way(model, x[s], y[s], precision), len(x), chunk or _auto_chunk(x, model, plan))
     return _result(parts, x, 'gradient norms')
 
 # %% ../nbs/12_score.ipynb #33281168
 def _logit_scores(score, what, model, x, y, chunk, precision):
     "`score(logits, y)` over chunks of the batch"
     _check_scored(model, x, y); _check_chunk(chunk); check_choice('precision', precision, PRECISIONS)
-    parts = []
-    for s in _blocks(len(x), 1, chunk or (64 if x.device.type=='cpu' else 512)):
+    def one(s):
         with torch.inference_mode(), autocast(x.device, precision): logits = model(x[s].clone())
         _check_logits(logits, x[s], y[s])
-        parts.append(score(_wide(logits), y[s]))
-    return _result(parts, x, what)
+        return score(_wide(logits), y[s])
+    return _result(_over(one, len(x), chunk or (64 if x.device.type=='cpu' else 512)), x, what)
 
 def _loss(z, y):
     odds = (z-z.gather(1, y[:,None])).scatter(1, y[:,None], -torch.inf).logsumexp(1)

@@ -1,6 +1,9 @@
-"Exact gradient norms against one backward pass an image, for the networks that people use"
+"Exact gradient norms against one backward pass an image, for the networks that people use; memory, chunks and kept plans"
+import gc, weakref
 import pytest, torch
-from infoutil.core import seeded
+from torch import nn
+from infoutil import score
+from infoutil.core import BudgetError, InfoUtilError, seeded, toy_batch, toy_model
 from infoutil.models import get_model
 from infoutil.score import grad_norms, el2n_scores, loss_scores
 
@@ -38,3 +41,151 @@ def test_cheap_scores():
     z = m(x).detach()
     torch.testing.assert_close(loss_scores(m, x, y, chunk=1), torch.nn.functional.cross_entropy(z, y, reduction='none'))
     torch.testing.assert_close(el2n_scores(m, x, y), (z.softmax(1)-torch.eye(4)[y]).norm(dim=1))
+
+class Watched(nn.Module):
+    "Notes the size of every batch; raises what a GPU raises when one is larger than `room`"
+    def __init__(self, body, room=10**9, error=torch.OutOfMemoryError): super().__init__(); self.body, self.error, self.notes = body, error, [room]
+    def forward(self, x):
+        self.notes.append(len(x))
+        if len(x)>self.notes[0]: raise self.error('CUDA out of memory. Tried to allocate 2.00 GiB')
+        return self.body(x)
+
+class Token(nn.Module):
+    "A layer that vmap cannot run, around a parameter without a rule"
+    def __init__(self): super().__init__(); self.shift = nn.Parameter(torch.ones(3, 1, 1))
+    def forward(self, x): return x+self.shift*float(self.shift.detach().sum().item()>0)
+
+@pytest.mark.parametrize('body', [toy_model(), nn.Sequential(Token(), toy_model()).eval()])
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError, RuntimeError])
+def test_out_of_memory_halves(body, error):
+    x, y = toy_batch(23)
+    want, m = grad_norms(body, x, y, method='loop'), Watched(body, 5, error).eval()
+    torch.testing.assert_close(grad_norms(m, x, y), want, rtol=1e-5, atol=0)
+    assert max(n for n in m.notes[1:] if n<=5)>=2, 'one by one is not halving'
+    assert not any(len(k._forward_hooks)+len(k._forward_pre_hooks) for k in m.modules()) and all(p.requires_grad for p in m.parameters())
+    for f in (loss_scores, el2n_scores): torch.testing.assert_close(f(m, x, y), f(body, x, y), rtol=1e-5, atol=0)
+
+class Rooted(nn.Module):
+    "A parameter that only the network as a whole holds: everything goes through vmap"
+    def __init__(self): super().__init__(); self.body, self.mix = toy_model(), nn.Parameter(torch.eye(4))
+    def forward(self, x): return self.body(x)@self.mix.tanh()
+
+@pytest.mark.parametrize('net', [lambda: nn.Sequential(Watched(toy_model()), nn.PReLU(init=.1)), Rooted])
+def test_out_of_memory_of_a_general_way(monkeypatch, net):
+    "vmap may run out of memory as well: the answer is a smaller pass, not one image at a time"
+    with seeded(6): m = net().eval()
+    (x, y), sizes, real = toy_batch(16), [], score.vmap
+    want = grad_norms(m, x, y, method='loop')
+    def tight(f):
+        def run(*a):
+            sizes.append(len(a[-1]))
+            if sizes[-1]>3: raise torch.OutOfMemoryError('CUDA out of memory')
+            return real(f)(*a)
+        return run
+    monkeypatch.setattr(score, 'vmap', tight)
+    torch.testing.assert_close(grad_norms(m, x, y), want, rtol=1e-5, atol=0)
+    assert sizes[-1]>1 and sizes[-1]<=3 and sum(n for n in sizes if n<=3)>=16
+
+def test_too_little_memory():
+    for room in (0, 1):
+        with pytest.raises(BudgetError, match='memory ran out.*accepted; free memory'): grad_norms(Watched(toy_model(), room).eval(), *toy_batch(4))
+
+def test_chunk_fits_memory(monkeypatch):
+    x, y = toy_batch(64)
+    m = Watched(toy_model()).eval()
+    want = grad_norms(m, x, y)
+    assert max(m.notes[1:])==64
+    monkeypatch.setattr(score, 'memory_free', lambda device: 10**6)
+    m.notes[1:] = []
+    torch.testing.assert_close(grad_norms(m, x, y), want, rtol=1e-6, atol=0)
+    assert 2<=max(m.notes[1:])<64
+    m.notes[1:] = []
+    grad_norms(m, x, y, chunk=64)                                  # the user's own size stays
+    assert m.notes[1:]==[64]
+
+@pytest.mark.parametrize('arch,size', [('convnet3', 32), ('resnet18', 32), ('mobilenet_v2', 32)])
+def test_chunk_changes_nothing(arch, size):
+    "Logits bit for bit, norms to the last place: no ReLU may fall on another side because of the company an image keeps"
+    with seeded(1): m = Watched(get_model(arch, 4, size)).eval()
+    g = torch.Generator().manual_seed(2)
+    x, y = torch.randn(17, 3, size, size, generator=g), torch.randint(4, (17,), generator=g)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        want, z = grad_norms(m, x, y, chunk=17), loss_scores(m, x, y, chunk=17)
+        for chunk in (2, 4, 8, 16, None):
+            m.notes[1:] = []
+            torch.testing.assert_close(grad_norms(m, x, y, chunk=chunk), want, rtol=5e-7, atol=0)
+            assert min(m.notes[1:])>=2                             # 17 = 4*4 + 1: the last one runs beside its neighbour
+            assert torch.equal(loss_scores(m, x, y, chunk=chunk), z)
+    finally: torch.set_num_threads(threads)
+
+def count_plans(monkeypatch):
+    made, make = [], score._make_plan
+    monkeypatch.setattr(score, '_make_plan', lambda *a: made.append(1) or make(*a))
+    return made
+
+def twice(m): m.again = True
+def hook(m): m.body[0].register_forward_hook(lambda m, a, out: out*2)
+def layer(m): m.body[4] = nn.Conv2d(8, 8, 3, padding=1)
+def tie(m): m.body[4].weight = m.other.weight
+def add(m): m.extra = nn.Parameter(torch.ones(4))
+def step(m): m.body[0].weight.data = m.body[0].weight.data*2
+def inplace(m):
+    with torch.no_grad(): m.body[0].weight.mul_(2)
+def freeze(m): m.body[0].weight = nn.Parameter(m.body[0].weight.detach().clone())
+def mine(m): m.body[4].forward = lambda x: nn.functional.conv2d(x, m.body[4].weight*m.other.weight, padding=1)
+
+class Changing(nn.Module):
+    "A network that can be changed in many ways after its plan has been made"
+    def __init__(self):
+        super().__init__()
+        self.body, self.other, self.again, self.extra = toy_model(), nn.Conv2d(8, 8, 3, padding=1), False, None
+    def forward(self, x):
+        h = self.body[:4](x)+self.other(self.body[:4](x)) if self.again else self.body[:4](x)
+        z = self.body[4:](h+self.other(h))
+        return z if self.extra is None else z*self.extra
+
+@pytest.mark.parametrize('change', [twice, hook, layer, tie, add, step, inplace, freeze, mine])
+def test_plan_is_made_again_after_a_change(monkeypatch, change):
+    made, (x, y) = count_plans(monkeypatch), toy_batch(6)
+    with seeded(3): m = Changing().eval()
+    grad_norms(m, x, y); n = len(made)
+    grad_norms(m, x, y); grad_norms(m, x[:3], y[:3])
+    assert len(made)==n, 'a plan is made once'
+    with seeded(4): change(m)
+    m.eval()
+    torch.testing.assert_close(grad_norms(m, x, y), grad_norms(m, x, y, method='loop'), rtol=1e-5, atol=0)
+    assert len(made)>n
+
+def test_plan_is_made_for_a_kind_of_images(monkeypatch):
+    made, m = count_plans(monkeypatch), toy_model()
+    for i,size in enumerate((16, 24)):
+        x, y = toy_batch(4, size)
+        torch.testing.assert_close(grad_norms(m, x, y), grad_norms(m, x, y, method='loop'), rtol=1e-5, atol=0)
+        assert len(made)==i+1
+
+def test_plan_does_not_keep_the_model():
+    m = Changing().eval()
+    grad_norms(m, *toy_batch(4))
+    gone = weakref.ref(m)
+    del m; gc.collect()
+    assert gone() is None
+
+class Views(nn.Module):
+    "Cannot run channels-last"
+    def __init__(self): super().__init__(); self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8*16*16, 4)
+    def forward(self, x): return self.head(self.conv(x).view(len(x), -1))
+
+def test_network_that_needs_its_layout():
+    with seeded(5): m = Views().eval()
+    x, y = toy_batch(6)
+    for method in ('auto', 'closed'): torch.testing.assert_close(grad_norms(m, x, y, method=method), grad_norms(m, x, y, method='loop'), rtol=1e-5, atol=0)
+
+def test_bad_label_anywhere():
+    x, y = toy_batch(6)
+    y[5] = 4
+    for _ in range(2):                                             # before and after the plan is kept
+        with pytest.raises(InfoUtilError, match='class order'): grad_norms(m := toy_model(), x, y)
+    grad_norms(m, x[:4], y[:4])
+    with pytest.raises(InfoUtilError, match='class order'): grad_norms(m, x, y)
