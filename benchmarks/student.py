@@ -1,6 +1,6 @@
 """What a student's epoch costs beside its own arithmetic: drawing and rendering views, labels, the loop around them, validation
 
-    python benchmarks/student.py                              # about six minutes of one thread
+    python benchmarks/student.py                              # about eight minutes of one thread; the figures of results/speed/student.json
     python benchmarks/student.py --rded CHECKOUT              # the same, with RDED's released code on the same images
     python benchmarks/student.py --quick                      # a look in under 20 s
     python benchmarks/student.py --only precisions            # bfloat16 students beside float32 ones, seed by seed
