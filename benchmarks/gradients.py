@@ -176,5 +176,8 @@ if __name__=='__main__':
     warnings.filterwarnings('ignore')
     torch.set_num_threads(1)
     names, rounds, images = (['convnet3'], 2, 16) if a.quick else (a.only, a.rounds, None)
-    rows = [r for n in names for r in run(n, a.device, rounds, images, not a.no_peers)]
-    print(save('gradients', rows, a.device, ('opacus', 'backpack-for-pytorch'), a.out))
+    rows = []
+    for n in names:                                                   # kept network by network: the large ones take minutes
+        rows += run(n, a.device, rounds, images, not a.no_peers)
+        file = save('gradients', rows, a.device, ('opacus', 'backpack-for-pytorch'), a.out)
+    print(file)

@@ -2,7 +2,7 @@
 
     infoutil teacher CIFAR10 -o NETS/convnet3 --arch convnet3 --size 32 --epochs 20 --early-epoch 10 --valid-frac 0.1
     python benchmarks/networks.py train resnet18 IMAGENETTE -o NETS/resnet18
-    python benchmarks/networks.py train vit CIFAR10 -o NETS/vit
+    python benchmarks/networks.py train vit_small CIFAR10 -o NETS/vit_small
     python benchmarks/networks.py train digits_resnet digits -o NETS/digits_resnet
     python benchmarks/networks.py train digits_vit digits -o NETS/digits_vit
     python benchmarks/networks.py tables NETS/convnet3 CIFAR10 -n 20 -o TABLES/convnet3      # images of the evaluation split
@@ -11,23 +11,25 @@ A table is a file an image: `logit` and `probability` of the true class, float64
 precision that `attribute` is used with ('auto'), so that the table is the game that is played. A call that finds files there goes on behind them.
 """
 import argparse
+from functools import partial
 from pathlib import Path
 import numpy as np, torch, torchvision
 from infoutil.attribution import all_masks, show_only
 from infoutil.core import check_choice, rng
 from infoutil.data import load_data, read_images
-from infoutil.inference import fast_copy
+from infoutil.inference import choose_chunk, fast_copy
 from infoutil.models import get_model
 from infoutil.teacher import load_teacher, train_teacher
 
 def vit(n_classes=10, size=32, patch=4, dim=128, depth=4, heads=4):
-    "A small vision transformer: 64 patches of 4 px, 0.8 million parameters"
+    "A small vision transformer: 64 patches of 4 px; 0.8 million parameters, `vit_small` 0.16 million"
     return torchvision.models.VisionTransformer(size, patch, depth, heads, dim, 4*dim, num_classes=n_classes)
 
 # name -> network, size, and how it is trained; resnet18 keeps torchvision's own stem, a quarter of the cost of the one for small images
 NETS = {'convnet3':      (lambda: get_model('convnet3', 10, 32), 32, dict(epochs=20)),
         'resnet18':      (lambda: torchvision.models.resnet18(num_classes=10), 64, dict(epochs=16)),
-        'vit':           (vit, 32, dict(epochs=10, lr=2e-3)),
+        'vit':           (vit, 32, dict(epochs=14, lr=2e-3)),
+        'vit_small':     (partial(vit, dim=64, depth=3, heads=2), 32, dict(epochs=4, lr=3e-3)),
         'digits_resnet': (lambda: torchvision.models.resnet18(num_classes=10), 32, dict(epochs=8)),
         'digits_vit':    (vit, 32, dict(epochs=25, lr=2e-3))}
 
@@ -51,10 +53,10 @@ def sample(data, n, split='valid'):
     return [data.root/f for f,_ in files], torch.tensor([c for _,c in files])
 
 @torch.inference_mode()
-def table(model, x, y, chunk=16, precision='auto'):
+def table(model, x, y, precision='auto'):
     "True class's logit and probability of one normalized image under all coalitions, float64 (2, 65536), as `attribute` would see them"
     net, out = fast_copy(model, precision), []
-    for m in all_masks(16).split(chunk):
+    for m in all_masks(16).split(choose_chunk(net, x[None])):
         z = net(show_only(x[None], m)[0].contiguous(memory_format=net.layout(x[None]))).double()
         out.append(torch.stack([z[:, y], z.softmax(1)[:, y]]))
     return torch.cat(out, 1).numpy()
