@@ -122,7 +122,7 @@ def floors(data, t, cfg, device, chunks):
 
 # what is timed, by the name under which the pipeline knows it
 STAGES = {'check files': ('check_images',), 'draw candidates': ('draw_candidates',), 'attribute': ('class_maps',), 'windows': ('_boxes',), 'cut and scale': ('cut_patches',),
-          'rank': ('top_crops', 'concat_crops'), 'mosaics': ('make_mosaics',), 'labels': ('patch_labels',), 'provenance': ('provenance',)}
+          'rank': ('top_crops', 'concat_crops'), 'mosaics': ('make_mosaics',), 'labels': ('_label',), 'provenance': ('provenance',)}
 
 @contextmanager
 def watched():

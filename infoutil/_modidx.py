@@ -469,6 +469,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'infoutil.pipeline._compose': ('pipeline.html#_compose', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._fraction': ('pipeline.html#_fraction', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._item_path': ('pipeline.html#_item_path', 'infoutil/pipeline.py'),
+                                   'infoutil.pipeline._label': ('pipeline.html#_label', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._label_teacher': ('pipeline.html#_label_teacher', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._learner_split': ('pipeline.html#_learner_split', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._map_key': ('pipeline.html#_map_key', 'infoutil/pipeline.py'),

@@ -326,17 +326,25 @@ def _stream(data, teacher, cfg, choose):
 
 def _compose(data, teacher, cfg, choose, meter, cache, show_progress):
     "Distilled images (classes x ipc, 3, size, size) of chosen crops, class by class, and where each came from"
-    n, images, origin, classes = cfg.ipc*cfg.factor**2, [], [], _stream(data, teacher, cfg, choose)
+    n, origin, classes = cfg.ipc*cfg.factor**2, [], _stream(data, teacher, cfg, choose)
+    images = torch.empty(data.n_classes, cfg.ipc, 3, teacher.size, teacher.size, dtype=torch.uint8)
     for label, parts in (progress_bar(classes, total=data.n_classes) if show_progress else classes):
         crops, chosen = _measured_choice(parts, data, n, teacher, cfg, choose, meter, cache)
-        with meter('choose'): images.append(make_mosaics(cut_patches(chosen.images, torch.arange(n), crops.box, teacher.size//cfg.factor), cfg.factor, teacher.size))
+        with meter('choose'): images[label] = make_mosaics(cut_patches(chosen.images, torch.arange(n), crops.box, teacher.size//cfg.factor), cfg.factor, teacher.size)
         origin += provenance(crops, cfg.factor, first=label*cfg.ipc)
-    return torch.cat(images), origin
+    return images.flatten(0, 1), origin
 
 def _synthesise(data, teacher, cfg, meter, show_progress):
     "Images optimised from noise, and that they came from nowhere"
     with meter('synthesise'): images = sre2l_images(teacher, data.n_classes, cfg.ipc, cfg.seed, cfg.iterations, precision=cfg.precision, show_progress=show_progress)
     return images, sre2l_provenance(data.n_classes, cfg.ipc, teacher.size)
+
+def _label(labeller, images, cfg, room=2**26):
+    "The label teacher's logits as the set keeps them, float16; so many images at a time that those of 32 bits take `room` bytes"
+    each = cfg.factor**2*len(labeller.classes)
+    out, step = torch.empty(len(images), cfg.factor**2, len(labeller.classes), dtype=torch.float16), max(1, room//(4*64*each))*64
+    for i in range(0, len(images), step): out[i:i+step] = patch_labels(labeller.model, images[i:i+step], cfg.factor, labeller.mean, labeller.std)
+    return out
 
 # %% ../nbs/50_pipeline.ipynb #cb6c7ca5
 def distill(
@@ -366,7 +374,7 @@ def distill(
     if cfg.method=='sre2l' and choose is None: images, origin = _synthesise(data, teacher, cfg, meter, show_progress)
     else: images, origin = _compose(data, teacher, cfg, choose, meter, cache, show_progress)
     y = torch.arange(data.n_classes).repeat_interleave(cfg.ipc)
-    with meter('label'): logits = patch_labels(labeller.model, images, cfg.factor, labeller.mean, labeller.std)
+    with meter('label'): logits = _label(labeller, images, cfg)
     return _assemble(data, images, y, logits, labeller, which, cfg, origin, time.time()-t0, meter.stages, teacher)
 
 # %% ../nbs/50_pipeline.ipynb #54983616

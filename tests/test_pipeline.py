@@ -166,3 +166,11 @@ def test_a_class_in_parts_gives_the_same_bytes(world, monkeypatch, kw):
     assert set(seen[:10])=={12} and seen[10:13]==([12, 12, 12] if kw.get('method')=='herding' else [5, 5, 2])     # herding wants all images of a class at once
     assert torch.equal(whole.images, parts.images) and torch.equal(whole.labels, parts.labels)
     same_origin(whole, parts)
+
+def test_labels_by_pieces_are_those_of_all_images(world):
+    from infoutil.label import patch_labels
+    from infoutil.pipeline import _label
+    images = distill(world['data'], world['teacher'], method='random', ipc=10, factor=2, show_progress=False, preflight=False).images
+    t, cfg = world['teacher'], make_config(factor=2)
+    whole = patch_labels(t.model, images, 2, t.mean, t.std).half()
+    assert torch.equal(_label(t, images, cfg), whole) and torch.equal(_label(t, images, cfg, room=4*64*4*10), whole)      # 64 images and 36
