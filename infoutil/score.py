@@ -148,8 +148,10 @@ def _conv_direct_sq(m, a, g, pad, stride):
         w = conv2d_weight(a.reshape(1, -1, *a.shape[2:]), many, g.reshape(1, -1, *g.shape[2:]), groups=n*m.groups, **kw)
         return _norm(w.reshape(n, -1), 1)**2
     w = m.weight.detach().to(g.dtype)
+    if not g.is_contiguous(): w = w.contiguous(memory_format=torch.channels_last)          # the gradient comes in the same layout
     one = lambda a, g: torch.ops.aten.convolution_backward(g, a, w, None, stride, pad, m.dilation, False, (0, 0), m.groups, (False, True, False))[1]
-    return torch.stack([_norm(one(a[i:i+1], g[i:i+1])) for i in range(n)])**2
+    flat = lambda w: w if w.is_contiguous() else w.permute(0, 2, 3, 1)                     # to be summed without a copy
+    return torch.stack([_norm(flat(one(a[i:i+1], g[i:i+1]))) for i in range(n)])**2
 
 # %% ../nbs/12_score.ipynb #c307044b
 def _conv_form(m, a, g, pad, stride):
