@@ -184,7 +184,7 @@ def shares(setting, precision, device, labels='online', protocol='rded'):
     try: c.timed('loop', run)()
     finally: module.draw_views, module.apply_views = kept
     all_ = sum(c.spent.values())
-    return [dict(kind='share', network=arch, size=size, ipc=ipc, classes=classes, precision=precision, labels=labels, protocol=protocol, way=k, seconds=v/e, ratio=v/all_, reference='the epoch') for k,v in c.spent.items()]
+    return [dict(kind='share', network=arch, size=size, ipc=ipc, classes=classes, images=ipc*classes, precision=precision, labels=labels, protocol=protocol, way=k, seconds=v/e, ratio=v/all_, low=v/all_, high=v/all_, reference='the epoch') for k,v in c.spent.items()]
 
 def validation(arch, size, n, device, precision, rounds):
     "Measuring a student on files that are in memory, beside bare forward passes on ready tensors in the same batches"
