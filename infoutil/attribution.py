@@ -95,6 +95,7 @@ class _Passes:
         if self.output=='probability': out = out.softmax(-1)
         return out.gather(1, self.who[rows])[:, 0]
 
+# %% ../nbs/10_attribution.ipynb #b2c24df9
 @torch.inference_mode()
 def coalition_values(
     model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
@@ -117,7 +118,6 @@ def coalition_values(
     res = torch.cat(in_chunks(passes, len(x)*len(masks), choose_chunk(net, x) if chunk is None else chunk)).double().view(len(x), len(masks))
     if not res.isfinite().all(): raise InfoUtilError("the model's output holds NaN or infinity; finite logits are accepted; check its weights and the normalization")
     return res
-
 
 # %% ../nbs/10_attribution.ipynb #f8663f38
 def all_masks(

@@ -11,7 +11,7 @@ from .core import *
 from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, load_data, read_candidates, stream_candidates
 from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early
 from .measure import measure
-from .attribution import METHODS as ESTIMATORS, OUTPUTS, calls_for, grad_cam, shapley_values
+from .attribution import METHODS as ESTIMATORS, OUTPUTS, PRIORS, calls_for, grad_cam, shapley_values
 from .crop import pool_map, noisy_maps, draw_fractions, random_windows, windows
 from .score import SCORES
 from .selection import Crops, ENDS, concat_crops, top_crops
@@ -248,7 +248,7 @@ class _Meter:
 
 def _map_key(cands, teacher, cfg):
     "A digest of everything that the maps of a class depend on"
-    h = hashlib.sha256(repr((cfg.attribution, cfg.grid, cfg.budget, cfg.output, cfg.estimator, cfg.seed, cfg.precision, cands.label, teacher.mean, teacher.std)).encode())
+    h = hashlib.sha256(repr((PRIORS, cfg.attribution, cfg.grid, cfg.budget, cfg.output, cfg.estimator, cfg.seed, cfg.precision, cands.label, teacher.mean, teacher.std)).encode())
     for k,v in teacher.model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if v.ndim else repr(v.item()).encode())
     h.update(cands.images.contiguous().numpy())
     return h.hexdigest()[:32]
@@ -278,6 +278,7 @@ def _maps(cands, teacher, cfg, meter, cache):
     if file: _write_maps(file, maps, stage)
     return maps
 
+# %% ../nbs/50_pipeline.ipynb #7b88ec49
 def _by_parts(parts, data, n, teacher, cfg, meter, cache):
     "The crops of one class whose candidates come in `parts`, and the images that they were cut from, one a crop"
     tables = []
