@@ -6,14 +6,17 @@
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice',
            'check_batch', 'check_labels', 'check_eval', 'seed_from', 'rng', 'seeded', 'device_of', 'default_device',
            'fast_bfloat16', 'autocast', 'sha256', 'write_json', 'check_new', 'check_apart', 'check_file', 'new_dir',
-           'toy_batch', 'toy_model']
+           'save_part', 'load_part', 'Run', 'resumable', 'toy_batch', 'toy_model']
 
 # %% ../nbs/00_core.ipynb #8fded848
 import os, re, json, math, random, hashlib, shutil, tempfile, difflib
+from dataclasses import dataclass
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 import numpy as np, torch
 from torch import nn, Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 # %% ../nbs/00_core.ipynb #56bc6b5a
 class InfoUtilError(ValueError):
@@ -272,6 +275,134 @@ def new_dir(
             yield tmp
             with _writing(path): _put(tmp, real, force)
         finally: shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #d00e6577
+def _part_digest(tensors, about):
+    "SHA-256 over names, types, shapes, bytes and the story"
+    h = hashlib.sha256(about.encode())
+    for k,t in sorted(tensors.items()):
+        h.update(f'{k} {t.dtype} {tuple(t.shape)} '.encode())
+        h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+def save_part(
+    file,           # File to write, in a folder that exists; one that is there is replaced
+    tensors:dict,   # Named tensors, of any type and shape
+    about=None,     # Anything that JSON can hold
+)->None:            # Nothing; the file appears whole or not at all
+    "Keep finished work as a safetensors file with a digest inside"
+    file, text = Path(file), json.dumps(about, sort_keys=True)
+    tmp = file.with_name(f'.{file.name}.tmp{os.getpid()}')
+    tensors = {k:t.detach().cpu().contiguous().clone() for k,t in tensors.items()}     # a file cannot share memory
+    with _writing(file):
+        try:
+            try: save_file(tensors, tmp, metadata=dict(about=text, digest=_part_digest(tensors, text)))
+            except SafetensorError as e: raise OSError(str(e)) from e
+            os.replace(tmp, file)
+        finally: tmp.unlink(missing_ok=True)
+
+def load_part(
+    file,     # A file of `save_part`
+)->tuple:     # Tensors by name and what was told about them; None where the file is missing, cut or altered
+    "Finished work, if it is all there"
+    try:
+        with safe_open(file, 'pt') as f:
+            meta = f.metadata()
+            tensors, text = {k:f.get_tensor(k) for k in f.keys()}, meta['about']
+        return (tensors, json.loads(text)) if meta['digest']==_part_digest(tensors, text) else None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError): return None
+
+# %% ../nbs/00_core.ipynb #815d9aaa
+def _differences(old, new, at=''):
+    "What differs between two trees of settings, in words"
+    show = lambda v: 'nothing' if v is None else t if len(t:=str(v))<=60 else t[:57]+'...'
+    out = []
+    for k in dict.fromkeys([*old, *new]):
+        a, b = old.get(k), new.get(k)
+        if a==b: continue
+        if isinstance(a, dict) and isinstance(b, dict): out += _differences(a, b, f'{at}{k}.')
+        else: out.append(f'{at}{k} was {show(a)} and is {show(b)}')
+    return out
+
+@contextmanager
+def _locked(file, path):
+    "Hold a lock that the system lets go when the process ends, however it ends"
+    try: import fcntl
+    except ImportError: yield; return                      # no such locks on Windows
+    with _writing(file), open(file, 'w') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        except BlockingIOError: raise OutputError(f"another process is making {path}; one at a time is accepted; wait for it, or choose another output") from None
+        except OSError: pass                               # some network file systems know no locks
+        yield
+
+# %% ../nbs/00_core.ipynb #0c7a7df5
+@dataclass(frozen=True)
+class Run:
+    "A run that may have been started before"
+    folder:Path     # Where finished work is kept
+    out:Path        # The directory to fill; it becomes the output
+    done:bool       # Whether the output was complete before this process began, so that nothing is left to do
+
+_RUN = 'settings.json'   # what marks a run directory
+
+def _open_run(folder, settings, path):
+    "Make a run directory, or take one up that was started with the same settings"
+    file, settings = folder/_RUN, json.loads(json.dumps(settings))
+    again = f"go on with the old settings, choose another output, or remove {folder} to start anew"
+    if not file.exists():
+        if odd:=[p.name for p in folder.iterdir() if p.name!='lock' and f'{_RUN}.tmp' not in p.name]:
+            raise OutputError(f"{folder} holds files that infoutil did not write ({', '.join(sorted(odd)[:3])}); the run directory of {path} goes there; move them")
+        return write_json(file, dict(schema=1, settings=settings))
+    try: old = json.loads(file.read_text(encoding='utf-8'))['settings']
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise OutputError(f"{file} cannot be read ({e}); the file that was written is accepted; remove {folder} to start anew") from e
+    if odd:=_differences(old, settings): raise OutputError(f"{folder} holds a run that was started with other settings ({', '.join(odd)}); the same settings go on with it; {again}")
+
+# %% ../nbs/00_core.ipynb #9a0ca8b6
+@contextmanager
+def resumable(
+    path,               # The output directory that the run makes
+    settings:dict,      # All that the result depends on, as JSON: a run is only taken up under the same
+    force:bool=False,   # Whether an older result of infoutil may be replaced
+)->Run:                 # Hands out a `Run`: keep what is finished in `.folder`, fill `.out`, leave at once where `.done`
+    "Make a directory by work that survives a kill: what is finished lies in `path`.run, and the next run goes on from there"
+    real = Path(os.path.realpath(path))
+    folder = real.with_name(real.name+'.run')
+    done = (folder/'done').exists() and real.exists() and not (folder/'out').exists()       # killed between the last two steps
+    if not done: check_new(path, force)
+    with _parents(folder), _writing(folder, 'made'): folder.mkdir(exist_ok=True)
+    with _locked(folder/'lock', path):
+        _open_run(folder, settings, path)
+        try:
+            if done: yield Run(folder, real, True)
+            else:
+                _restore(folder, real)
+                yield Run(folder, _fresh_out(folder), False)
+                _finish(folder, real, path, force)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:
+            if not _kept(folder): shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+def _kept(folder): return {p.name for p in folder.iterdir()}-{_RUN, 'lock', 'out', 'done'} if folder.exists() else set()
+
+def _restore(folder, real):
+    "Remove what a killed process has left half-written; an output that was about to be replaced comes back"
+    if (old:=folder/'out.old').exists():
+        if real.exists(): shutil.rmtree(old, ignore_errors=True)
+        else: os.rename(old, real)
+    (folder/'done').unlink(missing_ok=True)
+    for p in folder.rglob('.*.tmp*'): p.unlink(missing_ok=True)
+
+def _fresh_out(folder):
+    shutil.rmtree(folder/'out', ignore_errors=True)
+    (folder/'out').mkdir()
+    return folder/'out'
+
+def _finish(folder, real, path, force):
+    "The complete output takes its place"
+    with _writing(path):
+        (folder/'done').touch()
+        _put(folder/'out', real, force)
 
 # %% ../nbs/00_core.ipynb #26c8de85
 def toy_batch(
