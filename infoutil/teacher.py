@@ -456,7 +456,7 @@ class KeepEpochs(Callback):
         self.t0, self.before = time.perf_counter(), self.state[1]['seconds'] if self.state else 0.
         if not self.state: return
         tensors, about = self.state
-        self.dls.n_inp                          # where fastai finds out what a batch holds it transforms an image, which draws: before the random states are set
+        getattr(self.dls, 'n_inp', None)        # where fastai finds out what a batch holds it transforms an image, which draws: before the random states are set
         set_run_state(self.learn, self.counts, tensors, about)
         rank = world()[0]
         set_random_state(self.learn, {k.split('.', 2)[2]:v for k,v in tensors.items() if k.startswith(f'random.{rank}.')}, about['random'][rank])

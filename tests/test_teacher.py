@@ -243,3 +243,57 @@ def test_unreadable_images(world, tmp_path):
     drop = ('run.json', 'training.json')
     assert files(tmp_path/'t', drop)==files(tmp_path/'clean', drop)
     with pytest.raises(InfoUtilError, match="unknown on_error 'ignore'"): train(world, tmp_path/'u', on_error='ignore')
+
+# what each of two processes does: a run whose second process is killed after its third epoch, or that run again and an undisturbed one
+PAIR = '''
+import json, os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_teacher as tt
+from infoutil.core import InfoUtilError
+from infoutil.processes import start_processes, world
+what, data, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+def after(self, real=tt.KeepEpochs.after_epoch):
+    real(self)
+    if self.epoch+1==3 and world()[0]==1: os.kill(os.getpid(), signal.SIGKILL)
+train = lambda out, **kw: tt.train_teacher(tt.load_folder(data), out, **{{**tt.settings(), 'epochs': 8, **kw}})
+with start_processes():
+    if what=='kill': tt.KeepEpochs.after_epoch = after
+    try:
+        t = train(out/'t')
+        assert what!='kill'
+        whole = train(out/'whole')
+        try: train(out/'whole'); refused = ''
+        except InfoUtilError as e: refused = str(e)
+        weights = lambda t: tt.T.hashlib.sha256(b''.join(v.numpy().tobytes() for v in t.model.state_dict().values())).hexdigest()
+        print('FACTS '+json.dumps(dict(rank=world()[0], weights=[weights(t), weights(whole)], sha256=t.sha256, accuracy=t.accuracy, forgetting=t.record.forgetting.tolist(), curve=t.record.curve,
+                                       norms=[type(m).__name__ for m in t.model.modules() if 'Norm' in type(m).__name__], refused=refused)), flush=True)
+    except InfoUtilError as e: print(f'{{type(e).__name__}}: {{e}}', file=sys.stderr, flush=True); sys.exit(1)
+'''
+
+def pair(what, data, out, launcher=('torch.distributed.run', '--nproc-per-node', '2')):
+    out.mkdir(exist_ok=True)
+    (out/'pair.py').write_text(PAIR.format(tests=str(Path(__file__).parent)))
+    env = {**{k:v for k,v in os.environ.items() if k not in ('WORLD_SIZE', 'RANK')}, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    return subprocess.run([sys.executable, '-m', *launcher, '--master-port', str(random.SystemRandom().randrange(20000, 60000)), str(out/'pair.py'), what, str(data), str(out)], capture_output=True, text=True, env=env, timeout=300)
+
+def test_two_processes_one_of_which_is_lost(world, tmp_path):
+    "Trained together, killed, taken up again: the bytes of a run of two that nothing disturbed, and the same network in both"
+    odd = shutil.copytree(world/'few', tmp_path/'odd')
+    for p in ('train', 'test'): next((odd/p/'3').iterdir()).unlink()           # 199 and 79 images: shares are filled up
+    p = pair('kill', odd, tmp_path/'out')
+    assert p.returncode!=0 and re.search('ProcessError: a process of the group was lost.*start the same command again', p.stderr), p.stderr[-3000:]
+    assert not (tmp_path/'out'/'t').exists() and load_part(tmp_path/'out'/'t.run'/'state_1.safetensors')[1]['epoch']==3
+    p = pair('again', odd, tmp_path/'out')
+    assert p.returncode==0, p.stderr[-3000:]
+    a, b = sorted((json.loads(l[6:]) for l in p.stdout.splitlines() if l.startswith('FACTS ')), key=lambda f: f['rank'])
+    same(tmp_path/'out'/'t', tmp_path/'out'/'whole')
+    t = load_teacher(tmp_path/'out'/'t', device='cpu', model=net())
+    assert a['weights'][0]==a['weights'][1]==b['weights'][0]==b['weights'][1] and a['sha256']==b['sha256']==t.sha256
+    assert {k:a[k] for k in ('forgetting', 'curve', 'accuracy')}=={k:b[k] for k in ('forgetting', 'curve', 'accuracy')} and a['forgetting']==t.record.forgetting.tolist()
+    data = load_folder(odd)
+    right = T.predict(t.model, t.normalize(T.read_images(data.valid.paths(), 16))).argmax(1)==torch.tensor(data.valid.labels)
+    assert abs(t.accuracy-right.float().mean().item())<1e-6 and t.accuracy>.4      # every image once; chance is 0.1
+    assert len(a['forgetting'])==199 and max(a['forgetting'])<=8 and 'not empty' in a['refused'] and 'not empty' in b['refused']
