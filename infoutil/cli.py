@@ -112,6 +112,7 @@ def _add_teacher(subs):
             ('lr', _number, None, '(peak) learning rate, above 0; without it 0.005 for one_cycle, and for paper 0.001 up to 32 px and 0.01 above'),
             ('schedule', str, 'one_cycle', 'one_cycle, or paper for a constant rate'), ('bs', _whole, 128, 'images a batch, 1 or more'),
             ('precision', str, 'auto', 'float32, bfloat16, or auto: bfloat16 where the hardware has it'), ('seed', _whole, 0, 'another seed, other weights, order and augmentation'))
+    _add_on_error(p, 'leaves it out, counts it and lists it in training.json')
     _add_force(p)
 
 def _add_evaluate(subs):
@@ -165,6 +166,11 @@ def _add_report(subs):
     p.add_argument('--no-execute', action='store_true', help='render DIR/report.ipynb as it is, with the changes that were made to it')
 
 # %% ../nbs/52_cli.ipynb #f81d08af
+def _say_first(text):
+    "Print from the first process of a group"
+    from infoutil.processes import world
+    if world()[0]==0: print(text)
+
 def run_teacher(
     a,        # Parsed arguments of `infoutil teacher`
 )->None:      # Nothing; the directory is written
@@ -172,8 +178,8 @@ def run_teacher(
     from infoutil.core import check_apart
     from infoutil.teacher import train_teacher
     check_apart(a.out, a.data)
-    t = train_teacher(a.data, a.out, a.arch, a.size, a.epochs, a.early_epoch, a.lr, a.schedule, seed=a.seed, valid_frac=a.valid_frac, checkpoints=a.checkpoints, force=a.force, bs=a.bs, precision=a.precision)
-    print(f'{t}\nwritten to {a.out}: early and converged')
+    t = train_teacher(a.data, a.out, a.arch, a.size, a.epochs, a.early_epoch, a.lr, a.schedule, seed=a.seed, valid_frac=a.valid_frac, checkpoints=a.checkpoints, force=a.force, bs=a.bs, precision=a.precision, on_error=a.on_error)
+    _say_first(f'{t}\nwritten to {a.out}: early and converged')
 
 def _check_used(a):
     "Refuse options that the method would ignore"
@@ -187,11 +193,6 @@ def _check_used(a):
     raise InfoUtilError(f"{', '.join(names)} came with method '{a.method}', which does not use {'them' if len(names)>1 else 'it'}; method {who[0] if who else 'infoutil'} does; leave {', '.join(names)} out or change --method")
 
 # %% ../nbs/52_cli.ipynb #51c00003
-def _say_first(text):
-    "Print from the first process of a group"
-    from infoutil.processes import world
-    if world()[0]==0: print(text)
-
 def _enter_run(stack, path, settings, force):
     "Open the run directory in the first process, for all of a group; a `core.Run` there, None in the others"
     from infoutil.core import InfoUtilError, resumable
