@@ -273,3 +273,48 @@ def test_skip_takes_the_next_image_and_lists_the_broken_ones(world, tmp_path, ca
     assert main(args('b', '--on-error', 'skip'))==0
     a, b = tree(tmp_path/'a'), tree(tmp_path/'b')
     assert {k:v for k,v in a.items() if k!='infoutil.json'}=={k:v for k,v in b.items() if k!='infoutil.json'}
+
+# -- large inputs
+
+PEAK = '''
+import random, resource, sys, tempfile, zlib
+from pathlib import Path
+import torch
+from PIL import Image
+from infoutil.core import seeded
+from infoutil.models import ConvNet
+from infoutil.pipeline import distill
+from infoutil.teacher import Teacher
+n, classes, size = map(int, sys.argv[1:4])
+with tempfile.TemporaryDirectory() as d:
+    for i in range(n):
+        p = Path(d)/f'{i%classes:04d}'/f'{i:06d}.png'
+        p.parent.mkdir(exist_ok=True)
+        Image.frombytes('RGB', (8, 8), random.Random(i).randbytes(192)).resize((size, size)).save(p, compress_level=1)
+    with seeded(0): model = ConvNet(classes, depth=2, width=8, size=16).eval()
+    t = Teacher(model, 'custom', tuple(f'{c:04d}' for c in range(classes)), 16, (.5,)*3, (.25,)*3)
+    run = lambda k: distill(d, t, ipc=1, factor=2, budget=32, candidates=k, valid_frac=.0001, show_progress=False, preflight=False)
+    run(8)                                                        # what torch itself takes
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ds = run(n)
+    print(len(ds), before//1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
+'''
+
+def peak(n, classes, size=16):
+    "MiB of the process at the end, for `n` candidates of so many classes"
+    p = subprocess.run([sys.executable, '-c', PEAK, str(n), str(classes), str(size)], env=ENV, capture_output=True, text=True)
+    assert p.returncode==0, p.stderr[-2000:]
+    made, before, after = map(int, p.stdout.split()[-3:])
+    assert made==classes
+    return after
+
+def test_memory_does_not_grow_with_the_images(world):
+    few, many = peak(300, 2), peak(1200, 2)
+    assert many-few<12, (few, many)
+
+@pytest.mark.slow
+def test_memory_at_2000_8000_and_32000_images(world):
+    peaks = {n: peak(n, 2) for n in (2000, 8000, 32000)}
+    wide  = {n: peak(n, 1000) for n in (4000, 16000)}
+    print(f'\nMiB by candidates of 2 classes: {peaks}; of 1,000 classes: {wide}')
+    assert peaks[32000]-peaks[2000]<40 and wide[16000]-wide[4000]<40, (peaks, wide)
