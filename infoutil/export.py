@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'DDRANKING', 'image_logits', 'export_set', 'push_to_hub']
 
 # %% ../nbs/23_export.ipynb #ee66d4f4
 from .core import *
+from .core import _writing
 from .label import soften
 from .store import DistilledSet, HubError, folder_name, hub_id
 from .store import _AGAIN, _VIEWS, _asking_hub, _json, _load_manifest, _need, _png, _read, _read_sealed, _write_sealed, StoreError
@@ -72,7 +73,9 @@ def image_logits(
 # %% ../nbs/23_export.ipynb #cf13dd12
 def _save_pt(path, t):
     "A file for DD-Ranking's scripts: one tensor and nothing else, only ever written here"
-    torch.save(t.contiguous().clone(), path)
+    out = io.BytesIO()
+    torch.save(t.contiguous().clone(), out)
+    path.write_bytes(out.getvalue())
 
 def _to_ddranking(ds, root, data=None, temperature=1.):
     "images.pt, labels.pt and a folder of images, as DD-Ranking 0.2 takes them"
@@ -160,7 +163,7 @@ metric.compute_metrics(image_tensor=load('images.pt', weights_only=True), soft_l
 ```
 
 `images.pt` holds float32 images, class by class, normalized by the mean {mean} and the deviation {std}; test images must be normalized alike. `labels.pt` holds logits for a loss of temperature {temperature}. `images/` is for `image_path`.
-In version 0.2.0 the soft metrics look for `metric.teacher_model` in mode 'S' and only have `metric.teacher_models`; set `metric.teacher_model = metric.teacher_models[0]` before the call.
+Version 0.2.0 cannot end a soft metric in mode 'S', whoever made the images: once this set is scored it draws random images with an argument missing and looks for a `teacher_model` that it keeps as `teacher_models`. What it logs until then is right; mode 'M' with `image_path` ends.
 """, webdataset="""```python
 import webdataset
 samples = webdataset.WebDataset('train/{{000000..{last:06d}}}.tar', shardshuffle=False).decode('pil').to_tuple('png', 'cls')
@@ -208,7 +211,7 @@ def export_set(
     if not isinstance(source, DistilledSet): check_apart(out, source)
     check_new(out, force)
     ds = _set_of(source)
-    with new_dir(out, force) as root:
+    with new_dir(out, force) as root, _writing(out):
         about = dict(ddranking=_to_ddranking, webdataset=_to_webdataset, parquet=_to_parquet)[to](ds, root, **given)
         files = {p.relative_to(root).as_posix():sha256(p) for p in sorted(root.rglob('*')) if p.is_file()}
         of = dict(n=len(ds), ipc=ds.ipc, size=ds.size, factor=ds.factor, method=ds.meta['method'], infoutil=version('infoutil'))

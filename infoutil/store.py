@@ -7,6 +7,7 @@ __all__ = ['SCHEMA', 'StoreError', 'folder_name', 'DistilledSet', 'HubError', 'h
 
 # %% ../nbs/22_store.ipynb #df9118a8
 from .core import *
+from .core import _writing
 from .data import IMAGE_SUFFIXES, ImageItems, Split, _list_split
 from .teacher import Teacher, save_teacher, load_teacher, check_classes
 from .label import ViewLabels, pixels_digest
@@ -35,6 +36,9 @@ from fastai.vision.data import Normalize
 class StoreError(InfoUtilError):
     "A directory that is not a distilled set, or is one no more"
 
+# words by which Hugging Face's imagefolder finds the parts of a data set, in the name of any folder
+_PART = re.compile(r'(?<![a-z])(train(?:ing)?|valid(?:ation)?|val|dev|test(?:ing)?|eval(?:uation)?)(?![a-z])', re.IGNORECASE)
+
 def folder_name(
     index:int,   # Class index, 0 or more
     name:str,    # Class name, any text
@@ -42,6 +46,7 @@ def folder_name(
     "A folder name that is safe on every system and sorts in class order"
     plain = unicodedata.normalize('NFKD', str(name)).encode('ascii', 'ignore').decode()
     safe = re.sub(r'[^A-Za-z0-9.-]+', '_', plain)[:60].strip('._-')
+    safe = _PART.sub(r'x\1', safe)
     return f"{index:05d}_{safe or 'class'}"
 
 # %% ../nbs/22_store.ipynb #2322496e
@@ -324,7 +329,7 @@ def save(self:DistilledSet,
     keep_teacher:bool=True,  # Keep the label teacher's weights, which online labels need; stored and hard labels do without
 )->Path:                     # The directory
     "Write the set; the directory appears whole or not at all"
-    with new_dir(path, force) as tmp: _fill(self, tmp, keep_teacher)
+    with new_dir(path, force) as tmp, _writing(path): _fill(self, tmp, keep_teacher)
     return Path(path)
 
 # %% ../nbs/22_store.ipynb #76ee5b16
@@ -355,7 +360,7 @@ def _hub_status(e):
 
 def _hub_sentence(e, repo, errors):
     "What an exception of the library means, what would do, and the remedy"
-    status = _hub_status(e)
+    status = _hub_status(e) or _hub_status(e.__cause__)
     said = ' '.join(str(getattr(e, 'server_message', None) or e).split())[:200]
     if isinstance(e, errors.OfflineModeIsEnabled): return "the hub must not be asked (HF_HUB_OFFLINE is set); a hub that may be asked is accepted, or a set that is downloaded already; unset HF_HUB_OFFLINE"
     if isinstance(e, errors.LocalEntryNotFoundError): return "it is not among the downloads and the hub cannot be reached; a connection, or a set that was downloaded before, is accepted; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
@@ -376,7 +381,7 @@ def _asking_hub(repo, verb):
     bars.disable_progress_bars()                                          # it draws one a file
     try: yield hub
     except InfoUtilError: raise
-    except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as e: raise HubError(f"{repo} cannot be {verb}: {_hub_sentence(e, repo, errors)}") from e
+    except (OSError, ValueError, RuntimeError, errors.HTTPError, errors.EntryNotFoundError) as e: raise HubError(f"{repo} cannot be {verb}: {_hub_sentence(e, repo, errors)}") from e
     finally:
         if not quiet: bars.enable_progress_bars()
 
