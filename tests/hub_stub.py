@@ -4,11 +4,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 class Hub(ThreadingHTTPServer):
-    "Repositories in memory: name -> list of commits, each a dict of files; `asked` lists every request"
+    "Repositories in memory: name -> list of commits, each a dict of files; `asked` lists every request, `race` is committed after the next download"
     daemon_threads = True
     def __init__(self, token='good'):
         super().__init__(('127.0.0.1', 0), Handler)
-        self.token, self.repos, self.private, self.asked, self.large, self.fail = token, {}, set(), [], {}, None
+        self.token, self.repos, self.private, self.asked, self.large, self.fail, self.race = token, {}, set(), [], {}, None, None
         threading.Thread(target=self.serve_forever, daemon=True).start()
     url = property(lambda self: f'http://127.0.0.1:{self.server_port}')
     def commit(self, repo, files): self.repos.setdefault(repo, []).append(dict(files))
@@ -91,4 +91,5 @@ class Handler(BaseHTTPRequestHandler):
         if not 0<=n<len(commits): return self.refuse(404, 'RevisionNotFound', f'Invalid rev id: {revision}')
         if name not in commits[n]: return self.refuse(404, 'EntryNotFound', 'Entry not found')
         raw = commits[n][name]
+        if self.command=='GET' and self.server.race: self.server.commit(repo, self.server.race); self.server.race = None   # somebody pushes while we load
         return self.answer(200, raw=raw, ETag=f'"{hashlib.sha256(raw).hexdigest()}"', X_Repo_Commit=sha(n), Accept_Ranges='bytes')

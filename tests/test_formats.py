@@ -310,6 +310,7 @@ hub.asked.clear(); DistilledSet.load(forged('eve/extra')); r['extra files'] = [p
 hub.asked.clear(); r['outside'] = said(DistilledSet.load, forged('eve/outside', files={**files, '../../../../evil.png': files['provenance.jsonl']})); r['asked for outside'] = [p for _,p in hub.asked if 'evil' in p]
 r['newer'] = said(DistilledSet.load, forged('eve/newer', schema=999))
 hub.commit('eve/bits', {**tree(set1), 'train/00003_3/00000.png': b'other bytes'}); r['bits'] = said(DistilledSet.load, 'hf://eve/bits')
+hub.commit('eve/race', tree(set1)); hub.race = {**tree(set1), 'train/00003_3/00000.png': b'newer bytes'}; r['one commit'] = torch.equal(DistilledSet.load('hf://eve/race').images, here.images) and len(hub.repos['eve/race'])==2
 r['nothing outside'] = [p for p in map(str, work.rglob('*')) if 'evil' in p]
 import huggingface_hub.constants as c; c.HF_HUB_OFFLINE = True
 hub.asked.clear(); r['offline again'] = torch.equal(DistilledSet.load('hf://ann/digits@'+f'{1:040x}').images, here.images)
@@ -329,7 +330,7 @@ def three_parts(s): return s and s.count(';')>=2 and ('accepted' in s or 'this v
 def test_push_and_load(tmp_path):
     pytest.importorskip('huggingface_hub')
     r = result_of(f'TESTS, WORK = {str(here)!r}, {str(tmp_path)!r}\n'+HUB, env={**os.environ, 'PYTHONPATH': str(root), 'NO_PROXY': '127.0.0.1', 'no_proxy': '127.0.0.1'})
-    for k in ('url', 'equal', 'path first', 'same set', 'replaced', 'older commit', 'private with token', 'offline again'): assert r[k] is True, k
+    for k in ('url', 'equal', 'path first', 'same set', 'replaced', 'older commit', 'private with token', 'one commit', 'offline again'): assert r[k] is True, k
     for k in ('asked without a token', 'fetched', 'a commit that is here is not asked for again', 'asked for a changed set', 'extra files', 'asked for outside', 'nothing outside', 'asked offline'): assert r[k]==[], (k, r[k])
     assert r['stray']==['.gitattributes']
     for k, words in {'no token': 'no access token came.*hf auth login', 'exists': 'ann/digits exists on the hub.*--force', 'an export is no set': 'a file of the set is not there', 'private': 'none of that name, or the hub was shown no valid token',
