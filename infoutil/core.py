@@ -291,7 +291,7 @@ def save_part(
     about=None,     # Anything that JSON can hold
 )->None:            # Nothing; the file appears whole or not at all
     "Keep finished work as a safetensors file with a digest inside"
-    file, text = Path(file), json.dumps(about, sort_keys=True)
+    file, text = Path(file), json.dumps(about)
     tmp = file.with_name(f'.{file.name}.tmp{os.getpid()}')
     tensors = {k:t.detach().cpu().contiguous().clone() for k,t in tensors.items()}     # a file cannot share memory
     with _writing(file):
@@ -380,6 +380,7 @@ def resumable(
                 _finish(folder, real, path, force)
             shutil.rmtree(folder, ignore_errors=True)
         except BaseException:
+            shutil.rmtree(folder/'out', ignore_errors=True)
             if not _kept(folder): shutil.rmtree(folder, ignore_errors=True)
             raise
 

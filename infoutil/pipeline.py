@@ -8,22 +8,26 @@ __all__ = ['LABEL_TEACHERS', 'ATTRIBUTIONS', 'METHODS', 'PRESETS', 'DistillConfi
 
 # %% ../nbs/50_pipeline.ipynb #e9ed3392
 from .core import *
-from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, load_data, read_candidates, stream_candidates
-from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early
+from .core import _writing
+from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, draw_readable, find_broken, fingerprints, load_data, read_ahead, read_candidates, without
+from .processes import agree, broadcast, gather, gather_all, pack, together, unpack, world
+from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early, ON_ERROR, _preflight_files
 from .measure import measure
 from .attribution import METHODS as ESTIMATORS, OUTPUTS, PRIORS, calls_for, grad_cam, shapley_values
 from .crop import pool_map, noisy_maps, draw_fractions, random_windows, windows
 from .score import SCORES
-from .selection import Crops, ENDS, concat_crops, top_crops
+from .selection import Crops, ENDS, best_rows, concat_crops, take_crops, top_crops
+from .settle import ExactJudge, open_windows, round_maps, round_scores
 from .synthesis import make_mosaics, provenance
 from .label import patch_labels, label_epoch_for
 from .store import DistilledSet
 from .baselines import random_crops, herding_crops, kmeans_crops, forgetting_crops, el2n_crops, rded_crops, cut_patches
 from .sre2l import sre2l_images, sre2l_provenance
-import hashlib, math, os, time, warnings
+import hashlib, json, math, os, time, warnings
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from dataclasses import dataclass, replace, asdict, fields
-from itertools import groupby
+from importlib.metadata import version
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -158,27 +162,57 @@ _ROOM = dict(cpu=2**25, cuda=2**28)   # bytes of normalized crops that are made 
 
 def _chunk(dev, size, crops=1): return max(1, _ROOM.get(dev.type, 2**25)//(12*size*size*crops))     # images; three channels of four bytes
 
+def _attribute(model, x, y, cfg, precision, bs):
+    "The maps of normalized images"
+    if cfg.attribution=='grad_cam': return grad_cam(model, x, y, cfg.grid, chunk=bs or 64)
+    return shapley_values(model, x, y, cfg.grid, cfg.budget, output=cfg.output, method=cfg.estimator, seed=cfg.seed, chunk=bs, precision=precision)
+
 def class_maps(
     cands:Candidates,     # Images of one class, m of them
     teacher:Teacher,      # Whose answer is explained
     cfg:DistillConfig,    # `attribution`, `grid`, `budget`, `output`, `estimator`, `seed` and `precision` count
     chunk:int=None,       # Images at once, 1 or more; None: as many as take 32 MB, or 256 MB on a GPU; bounds the memory, does not change the result
+    bs:int=None,          # Masked images a pass, 1 or more; None: by device, network and free memory; bounds the memory, does not change the result
 )->Tensor:                # Shapley values in the unit of `cfg.output`, or Grad-CAM without a unit, (m, grid, grid), on the CPU
     "The attribution map of every candidate of a class"
     dev, y = device_of(teacher.model), torch.full((len(cands),), cands.label)
-    def one(x):
-        x, t = teacher.normalize(x.to(dev)), y[:len(x)]
-        if cfg.attribution=='grad_cam': return grad_cam(teacher.model, x, t, cfg.grid).cpu()
-        return shapley_values(teacher.model, x, t, cfg.grid, cfg.budget, output=cfg.output, method=cfg.estimator, seed=cfg.seed, precision=cfg.precision).cpu()
+    one = lambda x: _attribute(teacher.model, teacher.normalize(x.to(dev)), y[:len(x)], cfg, cfg.precision, bs).cpu()
     return torch.cat([one(x) for x in cands.images.split(chunk or _chunk(dev, teacher.size))])
 
 # %% ../nbs/50_pipeline.ipynb #d87fa355
+def _rows_of(cands, files):
+    where = {f:i for i,f in enumerate(cands.files)}
+    return [where[f] for f in files]
+
 def _chosen(cands, crops):
     "The candidates that `crops` were cut from, one a crop"
-    where = {f:i for i,f in enumerate(cands.files)}
-    at = [where[f] for f in crops.source]
+    at = _rows_of(cands, crops.source)
     return replace(cands, files=crops.source, images=cands.images[at], seeds=tuple(cands.seeds[i] for i in at))
 
+class _Exact:
+    "What float64 says of crops and maps; `read(label, files)` brings the images"
+    def __init__(self, teacher, cfg, read, judge=None):
+        self.teacher, self.cfg, self.read, self.known = teacher, cfg, read, {}
+        self.places = ExactJudge(teacher.model)
+        self.scorer = self.places if judge in (None, teacher) else ExactJudge(judge.model)
+        self.judge  = judge or teacher
+    def scores(self, crops):
+        "Scores of crops; each is asked for once"
+        keys = [(crops.label, s, *b) for s,b in zip(crops.source, crops.box.tolist())]
+        new  = [i for i,k in enumerate(keys) if k not in self.known]
+        for at in (new[i:i+16] for i in range(0, len(new), 16)):
+            images, dev = self.read(crops.label, [crops.source[i] for i in at]), device_of(self.judge.model)
+            x = self.judge.normalize(cut_patches(images.to(dev), torch.arange(len(at)), crops.box[at], self.judge.size))
+            found = self.scorer.scores(self.cfg.score, x, torch.full((len(at),), crops.label, device=dev))
+            self.known.update(zip([keys[i] for i in at], found.tolist()))
+        return [self.known[k] for k in keys]
+    def maps(self, files, label):
+        "Maps of images"
+        dev = device_of(self.teacher.model)
+        one = lambda m, x, y: _attribute(m, x, y, self.cfg, 'float32', None)
+        return torch.cat([self.places.maps(one, self.teacher.normalize(self.read(label, fs).to(dev)), torch.full((len(fs),), label, device=dev)) for fs in (files[i:i+8] for i in range(0, len(files), 8))])
+
+# %% ../nbs/50_pipeline.ipynb #9ad9162c
 def _boxes(phi, seeds, size, cfg):
     "Windows (m, crops, 4) around the noisy pooled maps `phi` (m, grid, grid), or at random places; without either the whole image"
     if phi is None and cfg.attribution!='random': return torch.tensor([0, 0, size, size]).repeat(len(seeds), cfg.crops, 1)
@@ -186,7 +220,13 @@ def _boxes(phi, seeds, size, cfg):
     if cfg.attribution=='random': return random_windows([seed_from(s, 'place') for s in seeds], cfg.crops, size, sides)
     return windows(noisy_maps(pool_map(phi), cfg.crops, cfg.alpha, seeds), size, sides)
 
-def _score_windows(cands, teacher, cfg, maps, judge, chunk=None):
+def _settled(maps, cands, cfg, exact):
+    "Maps with those replaced whose windows float32 leaves open"
+    rows = open_windows(noisy_maps(pool_map(maps), cfg.crops, cfg.alpha, cands.seeds)).nonzero().flatten().tolist()
+    if rows: maps = maps.clone(); maps[rows] = exact.maps([cands.files[i] for i in rows], cands.label).to(maps)
+    return maps
+
+def _score_windows(cands, teacher, cfg, maps, judge, chunk=None, bs=None):
     "Windows of all candidates with the scores that `judge` gives them"
     parts, dev = [], device_of(judge.model)
     for at in torch.arange(len(cands)).split(chunk or _chunk(dev, teacher.size, cfg.crops)):
@@ -194,7 +234,7 @@ def _score_windows(cands, teacher, cfg, maps, judge, chunk=None):
         boxes = _boxes(phi, [cands.seeds[i] for i in at], teacher.size, cfg).flatten(0, 1)
         who = torch.arange(len(at)).repeat_interleave(cfg.crops)
         x = judge.normalize(cut_patches(cands.images[at].to(dev), who, boxes, teacher.size))
-        score = SCORES[cfg.score](judge.model, x, torch.full((len(x),), cands.label, device=dev)).cpu()
+        score = SCORES[cfg.score](judge.model, x, torch.full((len(x),), cands.label, device=dev), chunk=bs).cpu()
         parts.append(Crops(tuple(cands.files[int(at[i])] for i in who), boxes, score, None if phi is None else phi[who], cands.label))
     return concat_crops(parts)
 
@@ -206,17 +246,18 @@ def infoutil_crops(
     n:int,                # Crops to choose
     teacher:Teacher,      # The converged teacher: attributes and scores
     cfg:DistillConfig,    # Settings
-    maps:Tensor=None,     # Attribution maps of the candidates (m, grid, grid); None: `class_maps`
+    maps:Tensor=None,     # Attribution maps of the candidates (m, grid, grid); None: `class_maps`, settled where a window is open
     judge:Teacher=None,   # Who scores the crops; None: `teacher`
     chunk:int=None,       # Images at once, 1 or more; None: as many as take 32 MB, or 256 MB on a GPU; bounds the memory, does not change the result
 )->Crops:                 # `n` crops, best first
     "Algorithm 1 of the paper for one class: attribute, pool and perturb, cut, score, select"
     cfg = _settle(cfg if cfg.method in _CUTS else replace(cfg, method='infoutil'), teacher.size)    # a method of one's own may build on this one
-    if maps is None and _places_by_maps(cfg): maps = class_maps(cands, teacher, cfg, chunk)
-    crops = top_crops(_score_windows(cands, teacher, cfg, maps, judge or teacher, chunk), n, cfg.end, cfg.per_image)
+    exact = _Exact(teacher, cfg, lambda _, files: cands.images[_rows_of(cands, files)], judge)
+    if maps is None and _places_by_maps(cfg): maps = _settled(class_maps(cands, teacher, cfg, chunk), cands, cfg, exact)
+    crops = top_crops(_score_windows(cands, teacher, cfg, maps, judge or teacher, chunk), n, cfg.end, cfg.per_image, exact.scores)
     return crops if maps is not None or cfg.attribution=='random' else replace(crops, maps=class_maps(_chosen(cands, crops), teacher, cfg, chunk))
 
-# %% ../nbs/50_pipeline.ipynb #b199fc77
+# %% ../nbs/50_pipeline.ipynb #94c7b637
 def choose_crops(
     cands:Candidates,     # Images of one class
     n:int,                # Crops to choose
@@ -246,10 +287,16 @@ class _Meter:
         with measure(self.device) as stage: yield stage
         self.add(name, stage.seconds, stage.peak_bytes)
 
-def _map_key(cands, teacher, cfg):
+# %% ../nbs/50_pipeline.ipynb #df180647
+def _weights_digest(model):
+    "SHA-256 of a network's tensors"
+    h = hashlib.sha256()
+    for k,v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+def _map_key(cands, teacher, cfg, weights):
     "A digest of everything that the maps of a class depend on"
-    h = hashlib.sha256(repr((PRIORS, cfg.attribution, cfg.grid, cfg.budget, cfg.output, cfg.estimator, cfg.seed, cfg.precision, cands.label, teacher.mean, teacher.std)).encode())
-    for k,v in teacher.model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if v.ndim else repr(v.item()).encode())
+    h = hashlib.sha256(repr((weights, PRIORS, cfg.attribution, cfg.grid, cfg.budget, cfg.output, cfg.estimator, cfg.seed, cfg.precision, cands.label, teacher.mean, teacher.std)).encode())
     h.update(cands.images.contiguous().numpy())
     return h.hexdigest()[:32]
 
@@ -270,33 +317,91 @@ def _write_maps(file, maps, stage):
     finally:
         with suppress(OSError): tmp.unlink()
 
-def _maps(cands, teacher, cfg, meter, cache):
-    "Attribution maps of a class, read from `cache` where an earlier run left them"
-    file = Path(cache)/f'{_map_key(cands, teacher, cfg)}.safetensors' if cache else None
-    if file and (kept := _read_maps(file)): meter.add('attribute', *kept[1:]); return kept[0]
-    with meter('attribute') as stage: maps = class_maps(cands, teacher, cfg)
+def _maps(job, cands):
+    "Attribution maps of candidates, read from the cache where an earlier run left them"
+    file = Path(job.cache)/f'{_map_key(cands, job.teacher, job.cfg, job.weights)}.safetensors' if job.cache else None
+    if file and (kept := _read_maps(file)): job.meter.add('attribute', *kept[1:]); return kept[0]
+    with job.meter('attribute') as stage: maps = class_maps(cands, job.teacher, job.cfg, bs=job.bs)
     if file: _write_maps(file, maps, stage)
     return maps
 
 # %% ../nbs/50_pipeline.ipynb #7b88ec49
-def _by_parts(parts, data, n, teacher, cfg, meter, cache):
-    "The crops of one class whose candidates come in `parts`, and the images that they were cut from, one a crop"
-    tables = []
-    for cands in parts:
-        maps = _maps(cands, teacher, cfg, meter, cache) if _places_by_maps(cfg) else None
-        with meter('choose'): tables.append(_score_windows(cands, teacher, cfg, maps, teacher))
-    with meter('choose'):
-        crops = top_crops(concat_crops(tables), n, cfg.end, cfg.per_image)
-        chosen = _chosen(cands, crops) if len(tables)==1 else read_candidates(data, crops.label, crops.source, teacher.size, cfg.seed)
-    return crops if crops.maps is not None or cfg.attribution=='random' else replace(crops, maps=_maps(chosen, teacher, cfg, meter, cache)), chosen
+_BLOCK = 32     # candidates that share their passes, in every run: what a process is given of a class is some of its blocks
+_PART  = 2**26  # bytes of a class's pixels that are held until its crops are cut: 445 images of 224 px, so that usual classes are decoded once
 
-def _measured_choice(parts, data, n, teacher, cfg, choose, meter, cache):
-    "As `_by_parts`, whatever the method, with attribution and the rest timed apart"
-    if choose is None and cfg.method in _CUTS: return _by_parts(parts, data, n, teacher, cfg, meter, cache)
-    cands, = parts                                          # other methods see a whole class
-    with meter('choose'): crops = (choose or choose_crops)(cands, n, teacher, cfg)
-    _check_choice(crops, cands, n, cfg)
-    return crops, _chosen(cands, crops)
+@dataclass(eq=False)
+class _Job:
+    "What every class of a run shares"
+    data:ImageData
+    teacher:Teacher
+    labeller:Teacher
+    cfg:DistillConfig
+    drawn:dict           # Files of every class
+    choose:object=None
+    cache:object=None
+    bs:int=None
+    workers:int=4
+    meter:object=None
+    @property
+    def n(self): return self.cfg.ipc*self.cfg.factor**2               # crops of a class
+    @property
+    def by_blocks(self): return self.choose is None and self.cfg.method in _CUTS      # other methods see a whole class
+    @cached_property
+    def weights(self): return _weights_digest(self.teacher.model)
+    @cached_property
+    def exact(self): return _Exact(self.teacher, self.cfg, lambda c, files: self.read(c, files).images)
+    def read(self, c, files): return read_candidates(self.data, c, files, self.teacher.size, self.cfg.seed, self.workers)
+    def blocks(self, c):
+        fs = self.drawn[c]
+        step = _BLOCK if self.by_blocks else len(fs)
+        return [fs[i:i+step] for i in range(0, len(fs), step)]
+
+def _table(job, cands):
+    "Crops of some candidates of a class with their scores; all that may be chosen, or the choice of a method that sees the whole class"
+    if job.by_blocks:
+        maps = _maps(job, cands) if _places_by_maps(job.cfg) else None
+        with job.meter('choose'):
+            if maps is not None: maps = _settled(maps, cands, job.cfg, job.exact)
+            return _score_windows(cands, job.teacher, job.cfg, maps, job.teacher, bs=job.bs)
+    with job.meter('choose'): crops = (job.choose or choose_crops)(cands, job.n, job.teacher, job.cfg)
+    _check_choice(crops, cands, job.n, job.cfg)
+    return crops
+
+def _held(job, tables):
+    "The rows of one class that can still be chosen"
+    table = concat_crops(tables)
+    if not job.by_blocks or job.cfg.end=='middle': return table       # the middle is known when all are there
+    with job.meter('choose'): return take_crops(table, best_rows(table, job.n, job.cfg.end, job.cfg.per_image, job.exact.scores))
+
+# %% ../nbs/50_pipeline.ipynb #22da3ef9
+def _best(job, table, seen):
+    "The chosen crops of a class, with maps as far as the method has them, and their images"
+    if not job.by_blocks: return table, _images_of(job, table, seen)
+    with job.meter('choose'): crops = top_crops(table, job.n, job.cfg.end, job.cfg.per_image, job.exact.scores)
+    chosen = _images_of(job, crops, seen)
+    if crops.maps is None and job.cfg.attribution!='random': crops = replace(crops, maps=_maps(job, chosen))
+    with job.meter('choose'): return _written(crops, job.exact), chosen
+
+def _written(crops, exact):
+    "Crops with scores and maps as they are written down"
+    scores = round_scores(crops.score, lambda rows: exact.scores(take_crops(crops, rows)))
+    maps = None if crops.maps is None else round_maps(crops.maps, lambda rows: exact.maps([crops.source[i] for i in rows], crops.label))
+    return replace(crops, score=scores, maps=maps)
+
+def _images_of(job, crops, seen):
+    "The images that crops are cut from, one a crop: those that are still held, or read once more"
+    where = {f:(k,i) for k,cands in enumerate(seen) for i,f in enumerate(cands.files)}
+    if not set(crops.source)<=where.keys(): return job.read(crops.label, crops.source)
+    images = torch.stack([seen[k].images[i] for k,i in map(where.get, crops.source)])
+    return Candidates(crops.label, job.data.classes[crops.label], crops.source, images, tuple(seen[k].seeds[i] for k,i in map(where.get, crops.source)))
+
+def _finish_class(job, table, seen):
+    "Distilled images of a class with their labels, and where each patch came from"
+    cfg, size = job.cfg, job.teacher.size
+    crops, chosen = _best(job, table, seen)
+    with job.meter('choose'): images = make_mosaics(cut_patches(chosen.images, torch.arange(job.n), crops.box, size//cfg.factor), cfg.factor, size)
+    with job.meter('label'): labels = _label(job.labeller, images, cfg)
+    return dict(images=images, labels=labels), provenance(crops, cfg.factor, first=crops.label*cfg.ipc)
 
 # %% ../nbs/50_pipeline.ipynb #2dc69a93
 def _fraction(data, valid_frac, teacher):
@@ -307,38 +412,57 @@ def _fraction(data, valid_frac, teacher):
                            "leave valid_frac (--valid-frac) out, or train another teacher")
     return teacher.held_out if valid_frac is None else valid_frac
 
-def _check_supply(data, cfg, n):
-    "Refuse classes with fewer images than the mosaics need"
-    least, c = min((min(len(data.train.of_class(c)), cfg.candidates), c) for c in range(data.n_classes))
+def _check_call(teacher, cfg, on_error, workers, bs, choose, kwargs):
+    "The settings; refused where the arguments contradict each other"
+    if cfg is not None and kwargs: raise InfoUtilError(f"both cfg and {', '.join(kwargs)} came; one of them is accepted; use dataclasses.replace on cfg")
+    if not isinstance(teacher, Teacher): raise TeacherError(f"the teacher came as {type(teacher).__name__}; a Teacher is accepted; see teacher.load_teacher and learner_teacher")
+    check_choice('policy on_error', on_error, ON_ERROR)
+    for k,v in (('workers', workers), ('bs', bs)):
+        if v is not None and (not isinstance(v, int) or isinstance(v, bool) or v<1): raise InfoUtilError(f"{k} came as {v!r}; a whole number from 1 is accepted; leave {k} (--{k}) out for the usual one")
+    cfg = check_config(cfg) if cfg else make_config(**kwargs)
+    if bs is not None and (choose is not None or cfg.method not in _CUTS): raise InfoUtilError(f"bs {bs} came with method '{cfg.method}', which does not use it; {', '.join(_CUTS)} do; leave bs (--bs) out")
+    return cfg
+
+def _check_supply(data, cfg, n, drawn=None):
+    "Refuse classes with fewer images than the mosaics need; `drawn` are the candidates, where some images were left out"
+    counts = [min(len(data.train.of_class(c)), cfg.candidates) if drawn is None else len(drawn[c]) for c in range(data.n_classes)]
+    least, c = min((m, c) for c,m in enumerate(counts))
     most = least*(min(cfg.per_image or cfg.crops, cfg.crops) if cfg.method in _CUTS else 1)
     if most<n:
         raise BudgetError(f"class '{data.classes[c]}' offers {most} crops of {least} candidate images and {n} are needed ({cfg.ipc} images of {cfg.factor**2} tiles); {most} or fewer are accepted; "
                           "add images, raise candidates (--candidates), or lower ipc (--ipc) or factor (--factor)")
 
 # %% ../nbs/50_pipeline.ipynb #42d5f848
-_PART = 2**26   # bytes of a class's pixels that are held at once, and as many of the next part: 445 images of 224 px, so that usual classes come whole
+def _files_of(data, cfg, on_error, workers):
+    "The candidates of every class, and why others were left out; many processes share the reading"
+    draw = (lambda c: draw_readable(data, c, cfg.candidates, cfg.seed, workers)) if on_error=='skip' else lambda c: (draw_candidates(data, c, cfg.candidates, cfg.seed), {})
+    (rank, size), mine, bad = world(), {}, None
+    try: mine = {c:draw(c) for c in range(data.n_classes) if on_error=='fail' or c%size==rank}
+    except InfoUtilError as e: bad = e
+    agree(bad)
+    if on_error=='skip': mine = {int(c):v for raw in gather_all(json.dumps(mine).encode()) for c,v in json.loads(raw).items()}
+    return {c:tuple(mine[c][0]) for c in sorted(mine)}, {f:why for c in sorted(mine) for f,why in mine[c][1].items()}
 
-def _stream(data, teacher, cfg, choose):
-    "The candidates of every class, checked before the long work, in parts where the method can do with parts"
-    drawn = {c: draw_candidates(data, c, cfg.candidates, cfg.seed) for c in range(data.n_classes)}
-    for fs in drawn.values(): check_images([data.root/f for f in fs])
-    block = max(1, _PART//(3*teacher.size**2)) if choose is None and cfg.method in _CUTS else None
-    return groupby(stream_candidates(data, teacher.size, cfg.candidates, cfg.seed, block=block, drawn=drawn), key=lambda c: c.label)
+def _check_readable(job, classes):
+    "Refuse the first image that cannot be read, before the long work; many processes share the reading"
+    (rank, size), bad = world(), None
+    try:
+        for c in classes[rank::size]: check_images([job.data.root/f for f in job.drawn[c]], job.workers)
+    except InfoUtilError as e: bad = e
+    agree(bad)
 
-def _compose(data, teacher, cfg, choose, meter, cache, show_progress):
-    "Distilled images (classes x ipc, 3, size, size) of chosen crops, class by class, and where each came from"
-    n, origin, classes = cfg.ipc*cfg.factor**2, [], _stream(data, teacher, cfg, choose)
-    images = torch.empty(data.n_classes, cfg.ipc, 3, teacher.size, teacher.size, dtype=torch.uint8)
-    for label, parts in (progress_bar(classes, total=data.n_classes) if show_progress else classes):
-        crops, chosen = _measured_choice(parts, data, n, teacher, cfg, choose, meter, cache)
-        with meter('choose'): images[label] = make_mosaics(cut_patches(chosen.images, torch.arange(n), crops.box, teacher.size//cfg.factor), cfg.factor, teacher.size)
-        origin += provenance(crops, cfg.factor, first=label*cfg.ipc)
-    return images.flatten(0, 1), origin
+def _preflight(teacher, data, on_error):
+    "Try the teacher on real images; those that cannot be read are left out where the user said so"
+    valid = data.valid
+    while on_error=='skip' and (broken:=find_broken(valid.root, [f for f,_ in _preflight_files(replace(data, valid=valid), 500)])): valid = without(valid, broken)
+    return check_teacher(teacher, replace(data, valid=valid))
 
-def _synthesise(data, teacher, cfg, meter, show_progress):
-    "Images optimised from noise, and that they came from nowhere"
-    with meter('synthesise'): images = sre2l_images(teacher, data.n_classes, cfg.ipc, cfg.seed, cfg.iterations, precision=cfg.precision, show_progress=show_progress)
-    return images, sre2l_provenance(data.n_classes, cfg.ipc, teacher.size)
+def _synthesise(job, show_progress):
+    "Images optimised from noise, labels, and that they came from nowhere"
+    cfg = job.cfg
+    with job.meter('synthesise'): images = sre2l_images(job.teacher, job.data.n_classes, cfg.ipc, cfg.seed, cfg.iterations, precision=cfg.precision, show_progress=show_progress)
+    with job.meter('label'): labels = _label(job.labeller, images, cfg)
+    return dict(images=images, labels=labels), sre2l_provenance(job.data.n_classes, cfg.ipc, job.teacher.size)
 
 def _label(labeller, images, cfg, room=2**26):
     "The label teacher's logits as the set keeps them, float16; so many images at a time that those of 32 bits take `room` bytes"
@@ -346,6 +470,96 @@ def _label(labeller, images, cfg, room=2**26):
     out, step = torch.empty(len(images), cfg.factor**2, len(labeller.classes), dtype=torch.float16), max(1, room//(4*64*each))*64
     for i in range(0, len(images), step): out[i:i+step] = patch_labels(labeller.model, images[i:i+step], cfg.factor, labeller.mean, labeller.std)
     return out
+
+# %% ../nbs/50_pipeline.ipynb #178edb0e
+def _class_keys(job):
+    "A digest of all that each class depends on"
+    about = lambda t: [_weights_digest(t.model), list(t.mean), list(t.std), t.size]
+    shared = [version('infoutil'), torch.__version__, asdict(job.cfg), about(job.teacher), about(job.labeller), list(job.data.classes)]
+    one = lambda c: [shared, c, list(job.drawn[c]), fingerprints([job.data.root/f for f in job.drawn[c]], job.workers).tolist()]
+    return {c: hashlib.sha256(json.dumps(one(c)).encode()).hexdigest() for c in job.drawn}
+
+class _Shelf:
+    "Finished classes, in memory and in the folder of a run"
+    def __init__(self, job, work):
+        self.work, self.stages, self.seconds = Path(work) if work else None, [], 0.
+        self.keys, self.done = _class_keys(job) if work else {}, {}
+        if work:
+            with _writing(self.work, 'made'): self.work.mkdir(parents=True, exist_ok=True)
+        for c in self.keys:
+            kept = load_part(self._file(c))
+            if kept and kept[1]['key']==self.keys[c]: self._put(c, kept[0], kept[1])
+    def _file(self, c): return self.work/f'class_{c:05d}.safetensors'
+    def _put(self, c, tensors, about):
+        self.done[c] = tensors, about['origin']
+        self.stages.append(about['stages']); self.seconds += about['seconds']
+    def add(self, c, tensors, origin, stages, seconds):
+        about = dict(origin=origin, stages=stages, seconds=seconds)
+        if self.work: save_part(self._file(c), tensors, dict(about, key=self.keys[c]))
+        self._put(c, tensors, about)
+
+# %% ../nbs/50_pipeline.ipynb #986e8dd3
+def _send_tables(tables):
+    tensors = {f'{c}.{k}':v for c,t in tables.items() for k,v in (('box', t.box), ('score', t.score), ('maps', t.maps)) if v is not None}
+    return pack(tensors, {c:list(t.source) for c,t in tables.items()})
+
+def _receive_tables(raw):
+    tensors, about = unpack(raw)
+    return {int(c): Crops(source, tensors[f'{c}.box'], tensors[f'{c}.score'], tensors.get(f'{c}.maps'), int(c)) for c,source in about.items()}
+
+def _wave_tables(job, units, reader):
+    "The tables of this process's blocks of a wave, class by class, and the candidates that are still held"
+    tables, seen = {}, {}
+    for c,files in units:
+        cands = next(reader)
+        new = _table(job, cands)
+        tables[c] = _held(job, [tables[c], new]) if c in tables else _held(job, [new])
+        if 3*job.teacher.size**2*len(job.drawn[c])<=_PART: seen.setdefault(c, []).append(cands)
+    return tables, seen
+
+def _together(fn, *args):
+    "Call `fn` in every process; where it fails in one, all stop"
+    out = bad = None
+    try: out = fn(*args)
+    except InfoUtilError as e: bad = e
+    agree(bad)
+    return out
+
+def _wave(job, wave, units, reader):
+    "One wave: (class, tensors, origin, stages) of each of its classes in the first process, None in the others"
+    (rank, size), job.meter = world(), _Meter(device_of(job.teacher.model))
+    tables, seen = _together(_wave_tables, job, units, reader)
+    parts = [_receive_tables(raw) for raw in gather_all(_send_tables(tables))] if size>1 else [tables]
+    def finish():
+        if rank>=len(wave): return {}, None
+        return _finish_class(job, concat_crops(p[wave[rank]] for p in parts if wave[rank] in p), seen.get(wave[rank], []))
+    tensors, origin = _together(finish)
+    if size==1: return [(wave[0], tensors, origin, job.meter.stages)]
+    got = gather(pack(tensors, [origin, job.meter.stages]))
+    return None if got is None else [(c, t, o, s) for c,(t,(o,s)) in zip([*wave, *[None]*(size-len(wave))], map(unpack, got))]
+
+# %% ../nbs/50_pipeline.ipynb #e590b485
+def _compose(job, shelf, show_progress):
+    "Finish every class that is not on the shelf; only the first process has a shelf"
+    rank, size = world()
+    todo = json.loads(broadcast(json.dumps([c for c in job.drawn if c not in shelf.done] if shelf else None).encode()))
+    _check_readable(job, todo)
+    waves = [todo[i:i+size] for i in range(0, len(todo), size)]
+    dealt = [[u for i,u in enumerate((c, files) for c in w for files in job.blocks(c)) if i%size==rank] for w in waves]
+    reader = read_ahead(job.data, (u for units in dealt for u in units), job.teacher.size, job.cfg.seed, job.workers)
+    for wave,units in zip(progress_bar(waves) if show_progress and rank==0 else waves, dealt):
+        t0, got = time.time(), _wave(job, wave, units, reader)
+        for k,(c, tensors, origin, stages) in enumerate(got or ()):
+            if c is None: shelf.stages.append(stages)                   # a process without a class of its own
+            else: shelf.add(c, tensors, origin, stages, round(time.time()-t0, 3) if k==0 else 0.)
+
+def _gathered(job, shelf):
+    "Images, labels, origins and stages of all classes in order"
+    order, meter = sorted(shelf.done), _Meter(device_of(job.teacher.model))
+    for stages in shelf.stages:
+        for k,v in stages.items(): meter.add(k, v['seconds'], v['peak_bytes'])
+    cat = lambda k: torch.cat([shelf.done[c][0][k] for c in order])
+    return cat('images'), cat('labels'), [p for c in order for p in shelf.done[c][1]], meter.stages
 
 # %% ../nbs/50_pipeline.ipynb #cb6c7ca5
 def distill(
@@ -357,26 +571,31 @@ def distill(
     preflight:bool=True,         # Check the teacher on real images first
     choose=None,                 # A method of your own, `choose(cands, n, teacher, cfg) -> Crops`; None: the one that `cfg` names
     cache=None,                  # Folder in which attribution maps are kept for other runs that need the same; None: nothing is kept
+    work=None,                   # Folder in which finished classes are kept, so that a killed run goes on; a `choose` of your own is known by its name alone; None: nothing is kept
+    on_error:str='fail',         # An image that cannot be read: 'fail' names it, 'skip' takes the next one and lists it in the result's `meta['skipped']`
+    workers:int=4,               # Threads that decode, 1 or more; does not change the result
+    bs:int=None,                 # Network inputs a pass for attribution and scores, 1 or more; None: by device, network and free memory; does not change the result
     show_progress:bool=True,     # A progress bar over classes
     **kwargs,                    # Fields of `DistillConfig`, where `cfg` is None, and `preset`
-)->DistilledSet:                 # Images, labels, label teacher and where every patch came from
+)->DistilledSet:                 # Images, labels, label teacher and where every patch came from; None in all processes of a group but the first
     "Distil `data` into a few images a class"
-    if cfg is not None and kwargs: raise InfoUtilError(f"both cfg and {', '.join(kwargs)} came; one of them is accepted; use dataclasses.replace on cfg")
-    if not isinstance(teacher, Teacher): raise TeacherError(f"the teacher came as {type(teacher).__name__}; a Teacher is accepted; see teacher.load_teacher and learner_teacher")
-    cfg = check_config(cfg) if cfg else make_config(**kwargs)
+    cfg = _check_call(teacher, cfg, on_error, workers, bs, choose, kwargs)
     data = load_data(data, _fraction(data, valid_frac, teacher))
     check_classes(teacher.classes, data.classes)
     if choose is not None: cfg = replace(cfg, method=getattr(choose, '__name__', 'custom'))
     cfg = _settle(cfg, teacher.size)
     labeller, which = _label_teacher(cfg, teacher, early)
-    meter, t0 = _Meter(device_of(teacher.model)), time.time()
-    if choose is None and cfg.method!='sre2l': _check_supply(data, cfg, cfg.ipc*cfg.factor**2)
-    if preflight: check_teacher(teacher, data)
-    if cfg.method=='sre2l' and choose is None: images, origin = _synthesise(data, teacher, cfg, meter, show_progress)
-    else: images, origin = _compose(data, teacher, cfg, choose, meter, cache, show_progress)
-    y = torch.arange(data.n_classes).repeat_interleave(cfg.ipc)
-    with meter('label'): logits = _label(labeller, images, cfg)
-    return _assemble(data, images, y, logits, labeller, which, cfg, origin, time.time()-t0, meter.stages, teacher)
+    t0, first, made = time.time(), world()[0]==0, cfg.method=='sre2l' and choose is None
+    drawn, skipped = ({0: data.train.files}, {}) if made else _files_of(data, cfg, on_error, workers)
+    job = _Job(data, teacher, labeller, cfg, drawn, choose, cache, bs, workers, _Meter(device_of(teacher.model)))
+    if not made and choose is None: _check_supply(data, cfg, job.n, drawn)
+    if preflight: together(lambda: _preflight(teacher, data, on_error))
+    shelf = _together(lambda: _Shelf(job, work) if first else None)
+    before = shelf.seconds if first else 0.                    # what an interrupted run has spent
+    if made:
+        if first and not shelf.done: shelf.add(0, *_synthesise(job, show_progress), job.meter.stages, time.time()-t0)
+    else: _compose(job, shelf, show_progress)
+    return _assemble(job, shelf, which, skipped, time.time()-t0+before) if first else None
 
 # %% ../nbs/50_pipeline.ipynb #54983616
 def _check_choice(crops, cands, n, cfg):
@@ -399,12 +618,17 @@ def _label_teacher(cfg, teacher, early):
     check_early(teacher, early)
     return early, which
 
-def _assemble(data, images, y, logits, labeller, which, cfg, origin, seconds, stages, judge):
+def _assemble(job, shelf, which, skipped, seconds):
     "The distilled set with all that produced it"
+    data, cfg, judge = job.data, job.cfg, job.teacher
+    images, logits, origin, stages = _gathered(job, shelf)
+    y = torch.arange(data.n_classes).repeat_interleave(cfg.ipc)
+    if skipped: warnings.warn(f"{len(skipped)} unreadable images were left out (first: {next(iter(skipped.items()))})")
     about = lambda t: dict(arch=t.arch, epoch=t.epoch, accuracy=t.accuracy, sha256=t.sha256)
     meta = dict(method=cfg.method, config=asdict(cfg), ipc=cfg.ipc, factor=cfg.factor, size=judge.size, mean=list(judge.mean), std=list(judge.std),
-                data=data.spec.name if data.spec else data.root.resolve().name, label_teacher=which, judge=about(judge), held_out=data.held_out, seconds=seconds, stages=stages)
-    return DistilledSet(images=images, y=y, classes=data.classes, labels=logits, teacher=labeller, meta=meta, provenance=origin)
+                data=data.spec.name if data.spec else data.root.resolve().name, label_teacher=which, judge=about(judge), held_out=data.held_out,
+                seconds=round(seconds, 3), stages=stages, **({'skipped': [dict(file=f, reason=why) for f,why in skipped.items()]} if skipped else {}))
+    return DistilledSet(images=images, y=y, classes=data.classes, labels=logits, teacher=job.labeller, meta=meta, provenance=origin)
 
 # %% ../nbs/50_pipeline.ipynb #a9a0f0c6
 def learner_teacher(

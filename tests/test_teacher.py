@@ -1,0 +1,299 @@
+"A teacher's training and a comparison survive kills, damage and lost workers, and end with the bytes of an undisturbed run"
+import json, os, random, re, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pytest, torch
+from infoutil import teacher as T
+from infoutil.compare import compare
+from infoutil.core import InfoUtilError, OutputError, TeacherError, load_part, seeded
+from infoutil.data import load_data, load_folder
+from infoutil.models import ConvNet
+from infoutil.teacher import KeepEpochs, load_teacher, random_state, run_state, save_record, set_random_state, teacher_learner, teacher_states, train_teacher
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+    "20 digits a class to learn from and 8 to test on"
+    d = tmp_path_factory.mktemp('teacher')
+    load_data('digits', dest=d)
+    for part, n in (('train', 20), ('test', 8)):
+        for c in sorted((d/'digits'/part).iterdir()):
+            (d/'few'/part/c.name).mkdir(parents=True)
+            for f in sorted(c.iterdir())[:n]: shutil.copy(f, d/'few'/part/c.name)
+    return d
+
+def net(seed=3):
+    with seeded(seed): return ConvNet(10, depth=2, width=8, size=16)
+
+def settings(): return dict(size=16, epochs=5, early_epoch=2, checkpoints=(3,), model=net(), bs=32, device='cpu', precision='float32', show_progress=False)
+
+def train(world, out, **kw): return train_teacher(load_folder(world/'few'), out, **{**settings(), **kw})
+
+def files(folder, but=('run.json',)):
+    "All bytes below a folder, by name; times and memory apart"
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file() and p.name not in but}
+
+def same(a, b):
+    a, b = files(a), files(b)
+    assert a.keys()==b.keys() and not [k for k in a if a[k]!=b[k]], [k for k in a.keys()|b.keys() if a.get(k)!=b.get(k)]
+
+class Stop(Exception): "Something that ends a run, and that nobody is prepared for"
+
+@pytest.fixture(scope='session')
+def whole(world):
+    "An undisturbed run"
+    train(world, world/'whole')
+    return world/'whole'
+
+def stopped(world, out, epoch, **kw):
+    "A run that ends after the state of `epoch` was kept"
+    def after(self, real=KeepEpochs.after_epoch):
+        real(self)
+        if self.epoch+1==epoch: raise Stop('stopped')
+    with pytest.MonkeyPatch.context() as m, pytest.raises(Stop):
+        m.setattr(KeepEpochs, 'after_epoch', after)
+        train(world, out, **kw)
+    assert not out.exists() and out.with_name(out.name+'.run').is_dir()
+    return out.with_name(out.name+'.run')
+
+# one run after another in children of one process, which has the imports behind it
+DRIVER = '''
+import json, os, random, shutil, signal, sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from test_teacher import {job} as job
+def start(out):
+    if pid:=os.fork(): return pid
+    try: job(Path(sys.argv[1]), out); os._exit(0)
+    except BaseException as e: print(type(e).__name__, e, file=sys.stderr, flush=True); os._exit(1)
+def ended(pid, seconds):
+    "Whether it ended by itself within so many seconds; killed otherwise"
+    t0 = time.time()
+    while time.time()-t0<seconds:
+        if os.waitpid(pid, os.WNOHANG)[0]: return True
+        time.sleep(.002)
+    os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+    return False
+root, kills, draw, n, runs = Path(sys.argv[2]), 0, random.Random(sys.argv[4]), int(sys.argv[3]), 0
+t0 = time.time(); assert os.waitpid(start(root/'whole'), 0)[1]==0
+took = time.time()-t0
+while kills<n:
+    runs += 1
+    while kills<n and not ended(start(root/f'killed{{runs}}'), draw.uniform(0, took)): kills += 1
+    assert os.waitpid(start(root/f'killed{{runs}}'), 0)[1]==0 if kills==n and not (root/f'killed{{runs}}').exists() else True
+print(json.dumps(dict(kills=kills, runs=runs, took=took)))
+'''
+
+def drive(job, world, root, n, seed):
+    "`n` kills at random moments; a run that ended before it was killed is followed by another one"
+    root.mkdir()
+    p = subprocess.run([sys.executable, '-c', DRIVER.format(tests=str(Path(__file__).parent), job=job), str(world), str(root), str(n), str(seed)], capture_output=True, text=True,
+                       env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}, timeout=900)
+    assert p.returncode==0, p.stderr[-3000:]
+    said = json.loads(p.stdout.splitlines()[-1])
+    print(said)
+    assert said['kills']==n
+    return sorted(root.glob('killed*'))
+
+def teacher_job(world, out): train(world, out)
+
+def killed_teachers(world, root, n, seed):
+    outs = drive('teacher_job', world, root, n, seed)
+    assert outs and not [o for o in outs if o.suffix=='.run']
+    for o in outs: same(root/'whole', o)
+
+def test_killed_at_random_moments(world, tmp_path): killed_teachers(world, tmp_path/'k', 3, 0)
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(world, tmp_path): killed_teachers(world, tmp_path/'k', 20, 1)
+
+@pytest.mark.parametrize('epoch', [1, 2, 4, 5])
+def test_goes_on_after_every_epoch(world, whole, tmp_path, epoch):
+    "Also after the last one, when only the output is missing; finished epochs are not trained again"
+    stopped(world, tmp_path/'t', epoch)
+    seen = []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(KeepEpochs, 'after_epoch', lambda self, real=KeepEpochs.after_epoch: (seen.append(self.epoch+1), real(self)))
+        t = train(world, tmp_path/'t')
+    same(whole, tmp_path/'t')
+    assert seen==list(range(epoch+1, 6)) and not (tmp_path/'t.run').exists()
+    assert t.accuracy==load_teacher(whole, device='cpu', model=net()).accuracy and len(t.record.curve)==5
+
+@pytest.mark.parametrize('schedule', ['one_cycle', 'paper'])
+def test_networks_with_batch_norm_and_random_layers(world, tmp_path, schedule):
+    def model():
+        with seeded(0): return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 1), torch.nn.Dropout(.3), torch.nn.Flatten(), torch.nn.Linear(8*49, 10))
+    for out, stop in ((tmp_path/'a', False), (tmp_path/'b', True)):
+        if stop: stopped(world, out, 3, model=model(), schedule=schedule)
+        train(world, out, model=model(), schedule=schedule)
+    same(tmp_path/'a', tmp_path/'b')
+
+def test_worker_processes(world, tmp_path):
+    stopped(world, tmp_path/'b', 2, epochs=3, workers=1, checkpoints=())
+    train(world, tmp_path/'b', epochs=3, workers=1, checkpoints=()); train(world, tmp_path/'a', epochs=3, checkpoints=())
+    same(tmp_path/'a', tmp_path/'b')
+
+def test_random_states_come_back(world):
+    learn = teacher_learner(load_folder(world/'few'), size=16, model=net(), device='cpu')
+    draw = lambda: (torch.rand(3).tolist(), np.random.rand(3).tolist(), np.random.normal(), random.random(), random.gauss(0, 1), [dl.rng.random() for dl in learn.dls])
+    draw()                                       # numpy and Python now hold the second half of a pair of normal numbers
+    state = json.loads(json.dumps(random_state(learn)[1])), random_state(learn)[0]
+    first = draw(); draw()
+    set_random_state(learn, state[1], state[0])
+    assert draw()==first
+
+def damaged(file, draw, how):
+    raw = bytearray(file.read_bytes())
+    at = draw.randrange(len(raw))
+    if how=='cut': raw = raw[:at]
+    else: raw[at] ^= 1<<draw.randrange(8)
+    file.write_bytes(raw)
+
+def check_damage(world, whole, tmp_path, cases, seed):
+    run, draw = stopped(world, tmp_path/'t', 4), random.Random(seed)
+    shutil.copytree(run, tmp_path/'kept')
+    names = ['state_0.safetensors', 'state_1.safetensors', 'early.safetensors', 'epoch_003.safetensors']
+    for i in range(cases):
+        shutil.rmtree(run, ignore_errors=True); shutil.rmtree(tmp_path/'t', ignore_errors=True)
+        shutil.copytree(tmp_path/'kept', run)
+        for n in draw.sample(names, draw.choice([1, 1, 2, 4])): damaged(run/n, draw, draw.choice(['cut', 'altered']))
+        train(world, tmp_path/'t')
+        same(whole, tmp_path/'t')
+
+def test_damaged_states(world, whole, tmp_path): check_damage(world, whole, tmp_path, 6, 0)
+
+@pytest.mark.slow
+def test_many_damaged_states(world, whole, tmp_path): check_damage(world, whole, tmp_path, 200, 1)
+
+def test_a_damaged_state_leaves_the_one_before(world, whole, tmp_path):
+    run = stopped(world, tmp_path/'t', 4)
+    damaged(run/'state_0.safetensors', random.Random(0), 'altered')
+    assert T._last_state(run, dict(early=2, epoch_003=3))[1]['epoch']==3
+    damaged(run/'epoch_003.safetensors', random.Random(0), 'cut')
+    assert T._last_state(run, dict(early=2, epoch_003=3)) is None and T._last_state(run, dict(early=2))[1]['epoch']==3
+
+def test_changed_settings_are_refused(world, whole, tmp_path):
+    run = stopped(world, tmp_path/'t', 2)
+    before = files(run)
+    for kw, words in ((dict(epochs=6), 'epochs was 5 and is 6'), (dict(lr=.02), r'lr was nothing and is 0\.02'), (dict(seed=1), 'seed was 0 and is 1'), (dict(bs=16), 'bs was 32 and is 16'), (dict(wd=0.), r'wd was 0\.01'),
+                      (dict(schedule='paper'), 'schedule was one_cycle'), (dict(early_epoch=1), r'states\.early was 2 and is 1'), (dict(augment=False), 'augment'), (dict(model=net(4)), 'initial_weights'),
+                      (dict(size=32, model=None, arch='convnet3'), 'arch was custom and is convnet3')):
+        with pytest.raises(OutputError, match=words+'.*other settings|other settings.*'+words): train(world, tmp_path/'t', **kw)
+    fewer = shutil.copytree(world/'few', tmp_path/'fewer')
+    next((fewer/'train'/'3').iterdir()).unlink()
+    with pytest.raises(OutputError, match='training_images was 200 of .* and is 199 of'): train_teacher(load_folder(fewer), tmp_path/'t', **settings())
+    assert files(run)==before
+    train(world, tmp_path/'t')
+    same(whole, tmp_path/'t')
+
+def test_killed_between_the_last_two_steps(world, whole, tmp_path):
+    "The output is there and the run directory, too: the same command ends at once, another one is refused"
+    run = stopped(world, tmp_path/'t', 5)
+    shutil.copytree(whole, tmp_path/'t'); (run/'done').touch(); shutil.rmtree(run/'out', ignore_errors=True)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(KeepEpochs, 'after_epoch', lambda self: pytest.fail('it was trained again'))
+        t = train(world, tmp_path/'t')
+    assert t.epoch==5 and t.record is not None and not run.exists()
+    same(whole, tmp_path/'t')
+    with pytest.raises(OutputError, match='not empty'): train(world, tmp_path/'t')
+
+def test_force_replaces_a_teacher(world, whole, tmp_path):
+    shutil.copytree(whole, tmp_path/'t')
+    train(world, tmp_path/'t', force=True, seed=1, epochs=2, checkpoints=())
+    assert load_teacher(tmp_path/'t', device='cpu', model=net()).epoch==2 and teacher_states(tmp_path/'t')==['converged', 'early']
+
+def test_a_run_that_diverges_leaves_nothing(world, tmp_path):
+    for kw in (dict(lr=1e30, schedule='paper'), dict(lr=1e30)):
+        with pytest.raises(TeacherError, match='lower rate'): train(world, tmp_path/'t', early_epoch=5, checkpoints=(), **kw)
+        assert not list(tmp_path.iterdir())
+    train(world, tmp_path/'t', epochs=1, early_epoch=1, checkpoints=())       # and other settings are free to use the place
+
+def test_no_files_without_a_path(world, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kw = settings(); kw.pop('checkpoints')
+    t = train_teacher(load_folder(world/'few'), **kw)
+    assert not list(tmp_path.iterdir())
+    old = load_teacher(whole, device='cpu', model=net())
+    assert all(torch.equal(a, b) for a,b in zip(t.model.state_dict().values(), old.model.state_dict().values())) and t.record.curve==old.record.curve
+
+def test_records_of_older_versions(world, whole, tmp_path):
+    old = shutil.copytree(whole, tmp_path/'old')
+    rec, costs = json.loads((old/'training.json').read_text()), json.loads((old/'run.json').read_text())
+    assert 'seconds' not in rec and costs['seconds']>0
+    del rec['skipped']
+    (old/'training.json').write_text(json.dumps({**rec, 'schema': 1, 'seconds': 3.5, 'peak_bytes': 7})); (old/'run.json').unlink()
+    r = load_teacher(old, device='cpu', model=net()).record
+    assert (r.seconds, r.peak_bytes, r.skipped)==(3.5, 7, ())
+    (old/'training.json').write_text(json.dumps({**rec, 'schema': 3}))
+    with pytest.raises(TeacherError, match='schema 3 is newer than 2, upgrade'): load_teacher(old, device='cpu', model=net())
+    with pytest.raises(InfoUtilError, match="name 'run'"): T.save_teacher(T.Teacher(net(), 'x', tuple('ab'), 16, (0.,)*3, (1.,)*3), tmp_path/'x', 'run')
+
+def test_unreadable_images(world, tmp_path):
+    bad = shutil.copytree(world/'few', tmp_path/'bad')
+    a, b = [sorted((bad/p/'3').iterdir())[2] for p in ('train', 'test')]
+    a.write_bytes(a.read_bytes()[:60]); b.write_text('no image')
+    with pytest.raises(InfoUtilError, match=f'{a.name}.*cannot be read'): train_teacher(load_folder(bad), tmp_path/'t', **settings())
+    assert {p.name for p in tmp_path.iterdir()}=={'bad'}
+    with pytest.warns(UserWarning, match='2 of 280 images cannot be read and are left out'): t = train_teacher(load_folder(bad), tmp_path/'t', on_error='skip', **settings())
+    listed = json.loads((tmp_path/'t'/'training.json').read_text())['skipped']
+    assert [s['file'] for s in listed]==[f'train/3/{a.name}', f'test/3/{b.name}'] and all(s['reason'] for s in listed)
+    assert t.record.skipped==load_teacher(tmp_path/'t', device='cpu', model=net()).record.skipped and len(t.record.files)==199
+    a.unlink(); b.unlink()
+    train_teacher(load_folder(bad), tmp_path/'clean', **settings())           # as if they had never been there
+    drop = ('run.json', 'training.json')
+    assert files(tmp_path/'t', drop)==files(tmp_path/'clean', drop)
+    with pytest.raises(InfoUtilError, match="unknown on_error 'ignore'"): train(world, tmp_path/'u', on_error='ignore')
+
+# what each of two processes does: a run whose second process is killed after its third epoch, or that run again and an undisturbed one
+PAIR = '''
+import json, os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_teacher as tt
+from infoutil.core import InfoUtilError
+from infoutil.processes import start_processes, world
+what, data, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+def after(self, real=tt.KeepEpochs.after_epoch):
+    real(self)
+    if self.epoch+1==3 and world()[0]==1: os.kill(os.getpid(), signal.SIGKILL)
+train = lambda out, **kw: tt.train_teacher(tt.load_folder(data), out, **{{**tt.settings(), 'epochs': 8, **kw}})
+with start_processes():
+    if what=='kill': tt.KeepEpochs.after_epoch = after
+    try:
+        t = train(out/'t')
+        assert what!='kill'
+        whole = train(out/'whole')
+        try: train(out/'whole'); refused = ''
+        except InfoUtilError as e: refused = str(e)
+        weights = lambda t: tt.T.hashlib.sha256(b''.join(v.numpy().tobytes() for v in t.model.state_dict().values())).hexdigest()
+        print('FACTS '+json.dumps(dict(rank=world()[0], weights=[weights(t), weights(whole)], sha256=t.sha256, accuracy=t.accuracy, forgetting=t.record.forgetting.tolist(), curve=t.record.curve,
+                                       norms=[type(m).__name__ for m in t.model.modules() if 'Norm' in type(m).__name__], refused=refused)), flush=True)
+    except InfoUtilError as e: print(f'{{type(e).__name__}}: {{e}}', file=sys.stderr, flush=True); sys.exit(1)
+'''
+
+def pair(what, data, out, launcher=('torch.distributed.run', '--nproc-per-node', '2')):
+    out.mkdir(exist_ok=True)
+    (out/'pair.py').write_text(PAIR.format(tests=str(Path(__file__).parent)))
+    env = {**{k:v for k,v in os.environ.items() if k not in ('WORLD_SIZE', 'RANK')}, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    return subprocess.run([sys.executable, '-m', *launcher, '--master-port', str(random.SystemRandom().randrange(20000, 60000)), str(out/'pair.py'), what, str(data), str(out)], capture_output=True, text=True, env=env, timeout=300)
+
+def test_two_processes_one_of_which_is_lost(world, tmp_path):
+    "Trained together, killed, taken up again: the bytes of a run of two that nothing disturbed, and the same network in both"
+    odd = shutil.copytree(world/'few', tmp_path/'odd')
+    for p in ('train', 'test'): next((odd/p/'3').iterdir()).unlink()           # 199 and 79 images: shares are filled up
+    p = pair('kill', odd, tmp_path/'out')
+    assert p.returncode!=0 and re.search('ProcessError: a process of the group was lost.*start the same command again', p.stderr), p.stderr[-3000:]
+    assert not (tmp_path/'out'/'t').exists() and load_part(tmp_path/'out'/'t.run'/'state_1.safetensors')[1]['epoch']==3
+    p = pair('again', odd, tmp_path/'out')
+    assert p.returncode==0, p.stderr[-3000:]
+    a, b = sorted((json.loads(l[6:]) for l in p.stdout.splitlines() if l.startswith('FACTS ')), key=lambda f: f['rank'])
+    same(tmp_path/'out'/'t', tmp_path/'out'/'whole')
+    t = load_teacher(tmp_path/'out'/'t', device='cpu', model=net())
+    assert a['weights'][0]==a['weights'][1]==b['weights'][0]==b['weights'][1] and a['sha256']==b['sha256']==t.sha256
+    assert {k:a[k] for k in ('forgetting', 'curve', 'accuracy')}=={k:b[k] for k in ('forgetting', 'curve', 'accuracy')} and a['forgetting']==t.record.forgetting.tolist()
+    data = load_folder(odd)
+    right = T.predict(t.model, t.normalize(T.read_images(data.valid.paths(), 16))).argmax(1)==torch.tensor(data.valid.labels)
+    assert abs(t.accuracy-right.float().mean().item())<1e-6 and t.accuracy>.4      # every image once; chance is 0.1
+    assert len(a['forgetting'])==199 and max(a['forgetting'])<=8 and 'not empty' in a['refused'] and 'not empty' in b['refused']

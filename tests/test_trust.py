@@ -1,0 +1,275 @@
+"Same seed, same bytes; work that survives a kill; many processes, one engine"
+import copy, json, os, random, shutil, signal, socket, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+import pytest, torch
+from infoutil.cli import main
+from infoutil.core import InfoUtilError, OutputError
+from infoutil.data import fetch_data, load_data
+from infoutil.pipeline import distill
+from infoutil.teacher import demo_teacher, load_teacher, save_teacher
+from infoutil.models import get_model
+
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'CUDA_VISIBLE_DEVICES': ''}
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    d = tmp_path_factory.mktemp('trust')
+    folder = fetch_data('digits', d)
+    data = load_data('digits', dest=d)
+    teacher, *_ = demo_teacher(path=d/'teacher', data=data)
+    return dict(dir=d, folder=folder, data=data, teacher=teacher, early=load_teacher(d/'teacher', 'early', device='cpu'))
+
+small = dict(ipc=1, candidates=10, factor=2, show_progress=False, preflight=False)
+
+def tree(d):
+    "Every file of a set but the one that holds times, byte for byte"
+    return {p.relative_to(d).as_posix(): p.read_bytes() for p in Path(d).rglob('*') if p.is_file() and p.name!='run.json'}
+
+def saved(ds, path): ds.save(path); return tree(path)
+
+def command(world, out, *more): return ['distill', str(world['folder']), '--teacher', str(world['dir']/'teacher'), '-o', str(out), '--ipc', '1', '--factor', '2', '--candidates', '10', '--no-teacher', *map(str, more)]
+
+def start(args, n=1, **kw):
+    "The command in `n` processes, as torchrun starts them"
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    torchrun = ['-m', 'torch.distributed.run', '--nproc-per-node', str(n), '--master-port', str(port)] if n>1 else []
+    return subprocess.Popen([sys.executable, *torchrun, '-m', 'infoutil', *args], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **kw)
+
+def finish(p, timeout=300):
+    try: out, err = p.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        raise
+    return p.returncode, out+err
+
+# -- same seed, same bytes
+
+WAYS = dict(again={}, workers_1=dict(workers=1), workers_7=dict(workers=7), bs_3=dict(bs=3), bs_50=dict(bs=50))
+
+@pytest.mark.parametrize('kw', [dict(), dict(factor=1, precision='float32'), *[pytest.param(kw, marks=pytest.mark.slow) for kw in
+                         (dict(candidates=60, ipc=4), dict(method='random_grad_norm'), dict(method='grad_cam'), dict(precision='bfloat16'), dict(end='middle'), dict(score='el2n', end='highest'))]], ids=str)
+def test_batch_size_workers_and_earlier_work_change_no_byte(world, tmp_path, kw):
+    run = lambda **more: distill(world['data'], world['teacher'], world['early'], **{**small, **kw, **more})
+    want = saved(run(), tmp_path/'want')
+    for k,more in WAYS.items(): assert saved(run(**more), tmp_path/k)==want, k
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', ['resnet18', 'mobilenet_v2', 'swin_v2_t', 'vit_b_32', 'efficientnet_b0', 'convnext_tiny'])
+def test_networks_whose_kernels_round_by_the_batch_change_no_byte(world, tmp_path, arch):
+    size = 224 if arch=='vit_b_32' else 64
+    torch.manual_seed(0)
+    model = get_model(arch, 10, size).eval()
+    for p in model.parameters():
+        if p.ndim>1 and float(p.abs().max())==0: torch.nn.init.normal_(p, 0, .05)       # torchvision starts some heads at zero
+    t = replace(world['teacher'], model=model, arch=arch, size=size)
+    run = lambda **more: distill(world['data'], t, t, **{**small, 'candidates': 8, 'ipc': 1, 'precision': 'float32', **more})
+    want = saved(run(), tmp_path/'want')
+    for k,more in WAYS.items(): assert saved(run(**more), tmp_path/k)==want, k
+
+def test_threads_change_no_byte(world, tmp_path):
+    had, out = torch.get_num_threads(), []
+    try:
+        for n in (1, 2): torch.set_num_threads(n); out.append(saved(distill(world['data'], world['teacher'], world['early'], **small), tmp_path/str(n)))
+    finally: torch.set_num_threads(had)
+    assert out[0]==out[1]
+
+class Trembling(torch.nn.Module):
+    "A network whose float32 answers are off by the noise of another machine"
+    def __init__(self, net, seed): super().__init__(); self.net, self.g, self.settled = net, torch.Generator().manual_seed(seed), False
+    def __deepcopy__(self, memo): return type(self)(copy.deepcopy(self.net, memo), 0).eval()
+    def forward(self, x):
+        z = self.net(x)
+        return z if z.dtype==torch.float64 else z*(1+2e-6*(2*torch.rand(z.shape, generator=self.g)-1))
+
+@pytest.mark.parametrize('kw', [dict(), dict(factor=1, candidates=40, ipc=3), pytest.param(dict(candidates=100, ipc=4), marks=pytest.mark.slow), pytest.param(dict(method='shapley_loss'), marks=pytest.mark.slow)], ids=str)
+def test_the_noise_of_another_machine_changes_no_choice(world, kw):
+    "The labels are float16 of noisy logits and may differ; images and what is written down of them may not"
+    def run(seed):
+        model = Trembling(world['teacher'].model, seed).eval()
+        t = replace(world['teacher'], model=model, arch='custom')
+        return distill(world['data'], t, t, **{**small, 'precision': 'float32', **kw})
+    a, *others = [run(s) for s in range(3)]
+    for b in others: assert torch.equal(a.images, b.images) and a.provenance==b.provenance
+
+# -- many processes
+
+@pytest.mark.parametrize('n', [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)])
+def test_processes_change_no_byte(world, tmp_path, n):
+    assert main(command(world, tmp_path/'one'))==0
+    code, text = finish(start(command(world, tmp_path/'many'), n), 600)
+    assert code==0, text
+    assert tree(tmp_path/'one')==tree(tmp_path/'many') and not (tmp_path/'many.run').exists()
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more', [('--method', 'rded'), ('--method', 'herding'), ('--method', 'random_grad_norm'), ('--method', 'sre2l', '--iterations', '5'), ('--on-error', 'skip')], ids=str)
+def test_processes_change_no_byte_of_other_methods(world, tmp_path, more):
+    data = world['folder']
+    if '--on-error' in more:
+        data = shutil.copytree(world['folder'], tmp_path/'digits')
+        for p in sorted((data/'train'/'3').iterdir())[::5]: p.write_bytes(p.read_bytes()[:60])
+    args = lambda out: ['distill', str(data), '--teacher', str(world['dir']/'teacher'), '-o', str(out), '--ipc', '2', *(() if 'sre2l' in more else ('--candidates', '40')), *more]
+    assert main(args(tmp_path/'one'))==0
+    code, text = finish(start(args(tmp_path/'many'), 3), 600)
+    assert code==0, text
+    assert tree(tmp_path/'one')==tree(tmp_path/'many')
+
+def test_a_mistake_ends_all_processes_with_its_sentence(world, tmp_path):
+    (tmp_path/'full').mkdir(); (tmp_path/'full'/'thesis.txt').touch()
+    code, text = finish(start(command(world, tmp_path/'full'), 2))
+    mine = [l for l in text.splitlines() if l.startswith('infoutil: ')]
+    assert code!=0 and len(mine)==2 and all('exists and is not empty' in l for l in mine) and '/infoutil/pipeline.py' not in text      # the launcher adds lines of its own
+    assert not (tmp_path/'full.run').exists()
+
+def test_a_lost_process_ends_the_run_and_its_work_is_kept(world, tmp_path):
+    assert main(command(world, tmp_path/'want'))==0
+    p = start(command(world, tmp_path/'out'), 2)
+    end = time.time()+240
+    while p.poll() is None and not list((tmp_path/'out.run').glob('class_*')) and time.time()<end: time.sleep(.05)
+    kids = [int(k) for k in subprocess.run(['pgrep', '-P', str(p.pid)], capture_output=True, text=True).stdout.split()]
+    os.kill(kids[-1], signal.SIGKILL)
+    code, text = finish(p)
+    assert code!=0 and ('was lost or did not answer' in text or 'SIGKILL' in text or 'Signal 9' in text), text
+    kept = [f for f in (tmp_path/'out.run').glob('class_*')]
+    assert kept and not (tmp_path/'out').exists()
+    before = {f.name: f.stat().st_mtime_ns for f in kept}
+    code, text = finish(start(command(world, tmp_path/'out'), 2))
+    assert code==0 and tree(tmp_path/'want')==tree(tmp_path/'out'), text
+
+def test_other_commands_refuse_a_group(world, monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert main(['show', str(world['dir'])])==1 and 'runs in one' in capsys.readouterr().err
+
+# -- killed and started again
+
+def kill_and_finish(world, tmp_path, moments, n=1, want=None):
+    "Kill the command at random moments, one after the other, then let it finish; the bytes that it ends with, and how many kills it lived through"
+    shutil.rmtree(tmp_path/'out', ignore_errors=True); shutil.rmtree(tmp_path/'out.run', ignore_errors=True)
+    kills = 0
+    for wait in moments:
+        p = start(command(world, tmp_path/'out'), n)
+        try: p.wait(wait)
+        except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL); p.wait(); kills += 1
+        if (tmp_path/'out').exists(): assert tree(tmp_path/'out')==want          # there whole, or not at all
+    if not (tmp_path/'out').exists() or (tmp_path/'out.run').exists():
+        code, text = finish(start(command(world, tmp_path/'out'), n))
+        assert code==0, text
+    assert not (tmp_path/'out.run').exists() and not [p for p in tmp_path.iterdir() if p.name.startswith('.out')]
+    return tree(tmp_path/'out'), kills
+
+def duration(world, tmp_path):
+    t0 = time.time()
+    code, text = finish(start(command(world, tmp_path/'want')))
+    assert code==0, text
+    return time.time()-t0, tree(tmp_path/'want')
+
+def test_killed_at_random_moments(world, tmp_path):
+    seconds, want = duration(world, tmp_path)
+    g = random.Random(0)
+    got, kills = kill_and_finish(world, tmp_path, [seconds*(.4+.6*g.random()) for _ in range(2)], want=want)
+    assert got==want and kills
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(world, tmp_path):
+    seconds, want = duration(world, tmp_path)
+    g, kills = random.Random(1), 0
+    while kills<20:
+        got, k = kill_and_finish(world, tmp_path, [seconds*(.3+.75*g.random()) for _ in range(2)], want=want)
+        assert got==want
+        kills += k
+    print(f'\n{kills} kills survived')
+
+@pytest.mark.slow
+def test_two_processes_killed_at_random_moments(world, tmp_path):
+    _, want = duration(world, tmp_path)
+    g = random.Random(2)
+    for _ in range(3): assert kill_and_finish(world, tmp_path, [10+15*g.random()], n=2, want=want)[0]==want
+
+def stop_after(monkeypatch, n, error=KeyboardInterrupt):
+    "Let `n` classes be written, and the next one end the run"
+    import infoutil.pipeline as pipeline
+    save, done = pipeline.save_part, []
+    def once(file, *args):
+        if len(done)==n: raise error
+        done.append(file); save(file, *args)
+    monkeypatch.setattr(pipeline, 'save_part', once)
+
+def test_finished_classes_are_not_made_again(world, tmp_path, monkeypatch):
+    import infoutil.pipeline as pipeline
+    run = lambda: distill(world['data'], world['teacher'], world['early'], work=tmp_path/'work', **small)
+    want = saved(distill(world['data'], world['teacher'], world['early'], **small), tmp_path/'want')
+    with monkeypatch.context() as m:
+        stop_after(m, 4)
+        with pytest.raises(KeyboardInterrupt): run()
+    assert len(list((tmp_path/'work').glob('class_*')))==4
+    made, finish_class = [], pipeline._finish_class
+    monkeypatch.setattr(pipeline, '_finish_class', lambda job, table, seen: made.append(table.label) or finish_class(job, table, seen))
+    assert saved(run(), tmp_path/'got')==want and made==[4, 5, 6, 7, 8, 9]
+
+def test_a_class_whose_file_was_cut_or_altered_or_whose_images_changed_is_made_again(world, tmp_path, monkeypatch):
+    import infoutil.pipeline as pipeline
+    folder = shutil.copytree(world['folder'], tmp_path/'digits')
+    run = lambda **kw: distill(folder, world['teacher'], world['early'], **{**small, **kw})
+    run(work=tmp_path/'work')
+    cut, altered = sorted((tmp_path/'work').iterdir())[:2]
+    cut.write_bytes(cut.read_bytes()[:-100])
+    raw = bytearray(altered.read_bytes()); raw[-50] ^= 1; altered.write_bytes(raw)
+    for p in sorted((folder/'train'/'7').iterdir()): shutil.copy(sorted((folder/'train'/'1').iterdir())[0], p)
+    made, finish_class = [], pipeline._finish_class
+    monkeypatch.setattr(pipeline, '_finish_class', lambda job, table, seen: made.append(table.label) or finish_class(job, table, seen))
+    got = run(work=tmp_path/'work')
+    assert made==[0, 1, 7]
+    assert saved(got, tmp_path/'got')==saved(run(), tmp_path/'want')
+
+def test_other_settings_do_not_go_on_with_a_run(world, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as m:
+        stop_after(m, 2)
+        assert main(command(world, tmp_path/'out'))==130
+    assert main(command(world, tmp_path/'out', '--seed', 1))==1
+    err = capsys.readouterr().err
+    assert 'config.seed was 0 and is 1' in err and 'out.run' in err
+    assert main(command(world, tmp_path/'out'))==0 and not (tmp_path/'out.run').exists()
+
+def test_a_full_disk_loses_nothing_that_was_finished(world, tmp_path, monkeypatch, capsys):
+    import errno, infoutil.core as core
+    save, room = core.save_file, [3]
+    def full(tensors, file, **kw):
+        if not room[0]: Path(file).write_bytes(b'half'); raise OSError(errno.ENOSPC, 'No space left on device')
+        room[0] -= 1; save(tensors, file, **kw)
+    with monkeypatch.context() as m:
+        m.setattr(core, 'save_file', full)
+        assert main(command(world, tmp_path/'out'))==1
+    assert 'No space left on device' in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path/'out.run').iterdir() if p.name!='lock')==[f'class_0000{i}.safetensors' for i in range(3)]+['settings.json']
+    assert main(command(world, tmp_path/'out'))==0 and main(command(world, tmp_path/'want'))==0 and tree(tmp_path/'out')==tree(tmp_path/'want')
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()!=0, reason='only root may mount a small disk')
+def test_a_disk_that_really_fills_up(world, tmp_path):
+    disk = tmp_path/'disk'; disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=60k', 'tmpfs', str(disk)], capture_output=True).returncode: pytest.skip('this machine lets nobody mount')
+    try:
+        code, text = finish(start(command(world, disk/'out')))
+        assert code==1 and 'No space left' in text and 'Traceback' not in text, text
+        kept = list((disk/'out.run').glob('class_*'))
+        assert kept and not (disk/'out').exists()
+        subprocess.run(['mount', '-o', 'remount,size=8m', str(disk)], check=True)
+        code, text = finish(start(command(world, disk/'out')))
+        assert code==0 and main(command(world, tmp_path/'want'))==0 and tree(disk/'out')==tree(tmp_path/'want'), text
+    finally: subprocess.run(['umount', str(disk)])
+
+# -- policy for images that cannot be read
+
+def test_skip_takes_the_next_image_and_lists_the_broken_ones(world, tmp_path, capsys):
+    folder = shutil.copytree(world['folder'], tmp_path/'digits')
+    broken = sorted((folder/'train'/'3').iterdir())[::5]
+    for p in broken: p.write_bytes(p.read_bytes()[:60])
+    args = lambda out, *more: ['distill', str(folder), '--teacher', str(world['dir']/'teacher'), '-o', str(tmp_path/out), '--ipc', '1', '--candidates', '60', *more]
+    assert main(args('a'))==1 and not (tmp_path/'a').exists() and not (tmp_path/'a.run').exists()
+    assert broken[0].parent.name in (err:=capsys.readouterr().err) and 'cannot be read as an image' in err
+    assert main(args('a', '--on-error', 'skip'))==0
+    skipped = json.loads((tmp_path/'a'/'infoutil.json').read_text())['skipped']
+    assert {s['file'] for s in skipped}<={p.relative_to(folder).as_posix() for p in broken} and skipped and all(s['reason'] for s in skipped)
+    for p in broken: p.unlink()                                  # as if they had never been there
+    assert main(args('b', '--on-error', 'skip'))==0
+    a, b = tree(tmp_path/'a'), tree(tmp_path/'b')
+    assert {k:v for k,v in a.items() if k!='infoutil.json'}=={k:v for k,v in b.items() if k!='infoutil.json'}
