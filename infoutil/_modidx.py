@@ -313,6 +313,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'infoutil.data._reading': ('data.html#_reading', 'infoutil/data.py'),
                                'infoutil.data._reason': ('data.html#_reason', 'infoutil/data.py'),
                                'infoutil.data._sample_files': ('data.html#_sample_files', 'infoutil/data.py'),
+                               'infoutil.data._scale_key': ('data.html#_scale_key', 'infoutil/data.py'),
                                'infoutil.data._shown': ('data.html#_shown', 'infoutil/data.py'),
                                'infoutil.data._sort_tiny_imagenet': ('data.html#_sort_tiny_imagenet', 'infoutil/data.py'),
                                'infoutil.data._to_rgb': ('data.html#_to_rgb', 'infoutil/data.py'),

@@ -98,11 +98,18 @@ def _full_scale(most, mode):
     if mode=='F' and most<=255: return 1. if most<=1 else 255.
     return max(65535., most)
 
+def _scale_key(im):
+    "Bring a PNG's transparent colour to the scale of the pixels that Pillow makes of 2, 4 and 16 bits a channel"
+    key, raw = im.info.get('transparency'), im.tile[0][3] if im.tile else None
+    if raw in ('L;2', 'L;4') and isinstance(key, int): im.info['transparency'] = key*(85 if raw=='L;2' else 17)
+    if raw=='RGB;16B' and isinstance(key, tuple): im.info['transparency'] = tuple(v>>8 for v in key)
+
 def _to_rgb(im):
     "Any Pillow mode to RGB"
     if im.mode.startswith('I') or im.mode=='F':        # more than 8 bits: scale, convert() would clip
         a = np.asarray(im).astype(np.float64)
         if not np.isfinite(a).all(): raise ValueError('NaN or infinity among its pixels')
+        if isinstance(key:=im.info.get('transparency'), int): a[a==key] = 65535
         return Image.fromarray((a*(255/_full_scale(a.max(), im.mode))).round().clip(0, 255).astype(np.uint8)).convert('RGB')
     if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -116,6 +123,7 @@ def read_image(
     "Read the central square of an image file at `size` pixels"
     with _reading(path):
         with _open_image(path) as f:
+            _scale_key(f)
             f.draft('RGB', (2*size, 2*size))   # large JPEGs are decoded at a fraction of their size, never below twice the target
             im = _to_rgb(ImageOps.exif_transpose(f))
         w, h = im.size
