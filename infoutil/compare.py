@@ -224,7 +224,9 @@ class _Bench:
         for ipc in ipcs:
             if (folder:=self.folder(name, ipc, seed)).exists(): continue
             ds = distill(self.data, self.teacher(), cfg=_config(m, ipc, seed, self.shared), choose=m.choose, preflight=False, cache=self.out/'cache', show_progress=False)
-            ds.save(folder, keep_teacher=False)
+            try: ds.save(folder, keep_teacher=False)
+            except OutputError:
+                if not folder.exists(): raise        # a worker whose run was killed may have finished the same set in its last second
 
 # %% ../nbs/51_compare.ipynb #1fd5e0fb
 def _labelled(bench, ds, c):
@@ -274,10 +276,13 @@ def _append(file, row):
         with open(file, 'a', encoding='utf-8') as f: f.write(json.dumps(row)+'\n'); f.flush(); os.fsync(f.fileno())
     except OSError as e: raise OutputError(f"a finished student cannot be written to {file} ({e.strerror}); a place with room and write permission is accepted; make room and run the same command again") from e
 
+# the temporary names of write_json, of directories that are being filled, and of kept maps; whatever else lies there is the user's
+_LEFT = {'.': r'compare\.json\.tmp\d+', 'sets': r'\..+\.[a-z0-9_]{8}(\.old)?', 'cache': r'\..+\.safetensors\.\w+'}
+
 def _sweep(path):
     "Remove what a killed run left half-written"
-    for p in [*path.glob('compare.json?*'), *path.glob('.compare.json*'), *(path/'sets').glob('.*'), *(path/'cache').glob('.*')]:
-        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    for folder, name in _LEFT.items():
+        for p in [p for p in (path/folder).glob('*') if re.fullmatch(name, p.name)]: shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 @contextmanager
 def _alone(path):

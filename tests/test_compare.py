@@ -107,9 +107,11 @@ def test_two_runs_in_one_directory(world, tmp_path):
     for kw in ({}, dict(extend=True, labels=['online', 'hard'])):
         with pytest.raises(OutputError, match='another run is working'): compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **kw, **small)
     os.close(fd)
-    (tmp_path/'c'/'sets'/'.left').mkdir(); (tmp_path/'c'/'compare.json.tmp1').write_text('{')     # by a run that was killed
+    left = [tmp_path/'c'/n for n in ('sets/.random-ipc1-seed0.x3k_9a0b', 'cache/.0123.safetensors.77', 'compare.json.tmp1')]          # by a run that was killed
+    own  = [tmp_path/'c'/n for n in ('.ipynb_checkpoints', 'sets/.ipynb_checkpoints', 'sets/notes', 'cache/.DS_Store', 'compare.json.bak', 'report.md')]      # by the user
+    for p in [*left, *own]: p.mkdir(parents=True)
     assert len(compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small))==1
-    assert not (tmp_path/'c'/'sets'/'.left').exists() and not (tmp_path/'c'/'compare.json.tmp1').exists()
+    assert not any(p.exists() for p in left) and all(p.exists() for p in own)
 
 def test_refused_on_the_command_line(world, tmp_path, capsys):
     run = lambda *more: (main(['compare', world['folder'], '--teacher', world['teacher'], '-o', str(tmp_path/'c'), '--epochs', '1', '--candidates', '6', '--ipc', '1', *more]), capsys.readouterr().err)
