@@ -7,7 +7,7 @@ __all__ = ['run_teacher', 'run_distill', 'run_evaluate', 'run_show', 'run_compar
 
 # %% ../nbs/52_cli.ipynb #acd80519
 import argparse, signal, sys, threading, time, warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -64,6 +64,9 @@ def _add_demo(subs):
     _add(p, ('out', str, 'demo', 'directory to make'))
     _add_force(p)
 
+def _add_on_error(p, skip):
+    p.add_argument('--on-error', default='fail', metavar='NAME', help=f'an image that cannot be read: fail names it and ends the run; skip {skip} (default: fail)')
+
 def _add_data(p, without):
     p.add_argument('data', metavar='DATA', help='folder of images (train/CLASS/* with val/ or test/ beside it, or CLASS/*), or a name such as digits or cifar10')
     _add(p, ('valid-frac', _number, None, 'hold out this part of the training images of every class, between 0 and 1: never a candidate, never trained on; '+without))
@@ -89,7 +92,10 @@ def _add_distill(subs):
             ('score', str, None, 'what windows are ranked by: grad_norm, loss or el2n; without it grad_norm'),
             ('end', str, None, 'highest, lowest or middle of the ranking; without it lowest, and highest for paper, forgetting and el2n'),
             ('iterations', _whole, None, "steps of sre2l's optimisation, 1 or more; without it 1000"),
-            ('precision', str, None, 'float32, bfloat16, or auto: bfloat16 where the hardware has it; without it auto'))
+            ('precision', str, None, 'float32, bfloat16, or auto: bfloat16 where the hardware has it; without it auto'),
+            ('workers', _whole, 4, 'threads that decode images, 1 or more; does not change the result'),
+            ('bs', _whole, None, 'network inputs a pass, 1 or more; without it by device, network and free memory; does not change the result'))
+    _add_on_error(p, 'takes the next one instead, counts them and lists them in the result')
     p.add_argument('--no-teacher', action='store_true', help='leave the label teacher out of the result; stored and hard labels still work')
     _add_force(p)
 
@@ -181,22 +187,50 @@ def _check_used(a):
     raise InfoUtilError(f"{', '.join(names)} came with method '{a.method}', which does not use {'them' if len(names)>1 else 'it'}; method {who[0] if who else 'infoutil'} does; leave {', '.join(names)} out or change --method")
 
 # %% ../nbs/52_cli.ipynb #51c00003
+def _say_first(text):
+    "Print from the first process of a group"
+    from infoutil.processes import world
+    if world()[0]==0: print(text)
+
+def _enter_run(stack, path, settings, force):
+    "Open the run directory in the first process, for all of a group; a `core.Run` there, None in the others"
+    from infoutil.core import InfoUtilError, resumable
+    from infoutil.processes import agree, world
+    run = bad = None
+    try: run = stack.enter_context(resumable(path, settings, force)) if world()[0]==0 else None
+    except InfoUtilError as e: bad = e
+    agree(bad)
+    return run
+
+def _versions():
+    "What a run must go on with to end with the same bytes"
+    from importlib.metadata import version
+    return {k:version(k) for k in ('infoutil', 'torch', 'pillow')}
+
 def run_distill(
     a,        # Parsed arguments of `infoutil distill`
 )->None:      # Nothing; the directory is written
     "infoutil distill"
-    from infoutil.core import check_apart, check_new
+    from dataclasses import asdict
+    from infoutil.core import check_apart
     from infoutil.pipeline import DistillConfig, make_config, distill
+    from infoutil.processes import together
+    from infoutil.store import _fill
     from infoutil.teacher import load_teacher, check_early
-    check_apart(a.out, a.data, a.teacher); check_new(a.out, a.force); _check_used(a)
+    check_apart(a.out, a.data, a.teacher); _check_used(a)
     names = [f.name for f in fields(DistillConfig)]
     cfg = make_config(a.preset, **{k:getattr(a, k) for k in names if getattr(a, k, None) is not None})
     teacher, early = load_teacher(a.teacher), None
     if (Path(a.teacher)/'early.json').exists(): early = load_teacher(a.teacher, 'early'); check_early(teacher, early)
-    ds = distill(a.data, teacher, early, cfg, valid_frac=a.valid_frac)
-    ds.save(a.out, force=a.force, keep_teacher=not a.no_teacher)
-    print(f"{ds}\n{ds.nbytes/1e6:.2f} MB of images and labels, written to {a.out}")
+    settings = dict(config=asdict(cfg), data=str(a.data), valid_frac=a.valid_frac, on_error=a.on_error, no_teacher=a.no_teacher, teacher=teacher.sha256, early=early and early.sha256, versions=_versions())
+    with ExitStack() as stack:
+        run = _enter_run(stack, a.out, settings, a.force)
+        if together(lambda: run.done): _say_first(f'{a.out} was complete already'); return
+        ds = distill(a.data, teacher, early, cfg, valid_frac=a.valid_frac, work=run and run.folder, on_error=a.on_error, workers=a.workers, bs=a.bs)
+        if run: _fill(ds, run.out, not a.no_teacher)
+    if run: print(f"{ds}\n{ds.nbytes/1e6:.2f} MB of images and labels, written to {a.out}"+(f"; {len(ds.meta['skipped'])} unreadable images were left out, see its infoutil.json" if 'skipped' in ds.meta else ''))
 
+# %% ../nbs/52_cli.ipynb #b01bfd28
 def run_evaluate(
     a,        # Parsed arguments of `infoutil evaluate`
 )->None:      # Nothing; the result is printed, and written where asked
@@ -324,12 +358,21 @@ def _stoppable():
 # %% ../nbs/52_cli.ipynb #51c00004
 def _say(text): print(f'infoutil: {text}', file=sys.stderr)
 
+def _check_alone(a):
+    "Refuse a group of processes for what one does"
+    from infoutil.core import InfoUtilError
+    from infoutil.processes import launched
+    if launched()>1 and a.run not in (run_teacher, run_distill):
+        raise InfoUtilError(f"{launched()} processes came for a command that runs in one; teacher and distill are accepted with many; start this one without torchrun")
+
 def _run(a):
     "Run a command; the exit status"
     from infoutil.core import InfoUtilError
+    from infoutil.processes import start_processes
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')   # paths need not be UTF-8
     try:
-        with _bars(): a.run(a)
+        _check_alone(a)
+        with _bars(), start_processes(): a.run(a)
     except InfoUtilError as e:
         if a.debug: raise
         _say(e)
@@ -346,7 +389,7 @@ def main(
         _say(e)
         return 1
     except KeyboardInterrupt:
-        _say('stopped; nothing half-written is left')
+        _say('stopped; nothing half-written is left, and what is finished is kept: the same command goes on from there')
         return 130
 
-if __name__=='__main__' and '__file__' in globals(): sys.exit(main())   # not inside a notebook
+

@@ -6,8 +6,8 @@
 __all__ = ['SPECS', 'IMAGE_SUFFIXES', 'SKETCH', 'DatasetSpec', 'read_image', 'read_images', 'find_broken', 'check_images',
            'Split', 'ImageData', 'load_folder', 'without', 'fetch_data', 'load_data', 'guess_size', 'channel_stats',
            'fingerprints', 'sketch', 'count_seen', 'find_duplicates', 'warn_duplicates', 'Candidates',
-           'draw_candidates', 'read_candidates', 'candidates', 'draw_readable', 'stream_candidates', 'ImageItems',
-           'ShiftFlip', 'image_dls']
+           'draw_candidates', 'read_candidates', 'candidates', 'draw_readable', 'read_ahead', 'stream_candidates',
+           'ImageItems', 'ShiftFlip', 'image_dls']
 
 # %% ../nbs/01_data.ipynb #62b4e95f
 from .core import *
@@ -544,6 +544,22 @@ def draw_readable(
     return files, bad
 
 # %% ../nbs/01_data.ipynb #804231fe
+def read_ahead(
+    data:ImageData,   # A data set
+    parts,            # Pairs of a class index and files of that class, in the order of work
+    size:int,         # Side in pixels to read them at
+    seed:int=0,       # What the seeds of the images are made of
+    workers:int=4,    # Threads that decode, 1 or more
+)->Candidates:        # A generator of `Candidates`, one a part
+    "Read parts in turn; the next one is decoded while the caller works on this one"
+    parts = iter(parts)
+    with ThreadPoolExecutor(1) as ahead:
+        read = lambda p: p and ahead.submit(read_candidates, data, *p, size, seed, workers)
+        nxt = read(next(parts, None))
+        while nxt:
+            now, nxt = nxt.result(), read(next(parts, None))
+            yield now
+
 def stream_candidates(
     data:ImageData,   # A data set
     size:int,         # Side in pixels to read them at
@@ -558,12 +574,7 @@ def stream_candidates(
     draw = lambda c: draw_candidates(data, c, n, seed) if drawn is None else drawn[c]
     cut = lambda fs: (fs[i:i+(block or len(fs))] for i in range(0, max(1, len(fs)), block or max(1, len(fs))))
     parts = ((c, fs) for c in (range(data.n_classes) if labels is None else labels) for fs in cut(draw(c)))
-    with ThreadPoolExecutor(1) as ahead:
-        read = lambda p: p and ahead.submit(read_candidates, data, *p, size, seed, workers)
-        nxt = read(next(parts, None))
-        while nxt:
-            now, nxt = nxt.result(), read(next(parts, None))
-            yield now
+    return read_ahead(data, parts, size, seed, workers)
 
 # %% ../nbs/01_data.ipynb #5bb74652
 class ImageItems:
