@@ -54,7 +54,7 @@ def test_killed_and_started_again(world, tmp_path):
     kw = ['compare', world['folder'], '--teacher', world['teacher'], '--methods', 'rded', '--ipc', '1,2', '--epochs', '2', '--candidates', '6', '--repeats', '2', '--jobs', '1']
     out, whole = tmp_path/'killed', tmp_path/'whole'
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    p = subprocess.Popen([sys.executable, '-m', 'infoutil.cli', *kw, '-o', str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    p = subprocess.Popen([sys.executable, '-m', 'infoutil', *kw, '-o', str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     t0 = time.time()
     while (not (out/'results.jsonl').exists() or (out/'results.jsonl').read_text().count('\n')<2) and p.poll() is None and time.time()-t0<120: time.sleep(.05)
     assert p.poll() is None, 'it ended before it could be killed'
@@ -63,7 +63,7 @@ def test_killed_and_started_again(world, tmp_path):
     kept = before[:before.rfind(b'\n')+1].splitlines()
     (out/'results.jsonl').write_bytes(before+b'{"schema": 1, "data"')               # and the worst place to be killed at
     stamps = {f:f.stat().st_mtime_ns for f in (out/'sets').rglob('*') if f.is_file()}
-    for o in (out, whole): subprocess.run([sys.executable, '-m', 'infoutil.cli', *kw, '-o', str(o)], check=True, stdout=subprocess.DEVNULL, env=env)
+    for o in (out, whole): subprocess.run([sys.executable, '-m', 'infoutil', *kw, '-o', str(o)], check=True, stdout=subprocess.DEVNULL, env=env)
     after = (out/'results.jsonl').read_bytes().splitlines()
     assert after[:len(kept)]==kept and len(after)==8
     assert all(f.stat().st_mtime_ns==s for f,s in stamps.items())
