@@ -18,7 +18,7 @@ from .evaluate import evaluate, load_test, relabel, test_dl, _check_archs
 from .sre2l import bn_layers
 from .report import read_results
 from .pipeline import METHODS, DistillConfig, distill, make_config, _CUTS, _check_supply, _fraction, _settle
-import hashlib, inspect, json, multiprocessing, os, re, shutil, signal, threading, time
+import hashlib, inspect, json, multiprocessing.connection, os, re, shutil, signal, threading, time
 from concurrent.futures import ProcessPoolExecutor, FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -224,7 +224,9 @@ class _Bench:
         for ipc in ipcs:
             if (folder:=self.folder(name, ipc, seed)).exists(): continue
             ds = distill(self.data, self.teacher(), cfg=_config(m, ipc, seed, self.shared), choose=m.choose, preflight=False, cache=self.out/'cache', show_progress=False)
-            ds.save(folder, keep_teacher=False)
+            try: ds.save(folder, keep_teacher=False)
+            except OutputError:
+                if not folder.exists(): raise        # a worker whose run was killed may have finished the same set in its last moment
 
 # %% ../nbs/51_compare.ipynb #1fd5e0fb
 def _labelled(bench, ds, c):
@@ -274,10 +276,13 @@ def _append(file, row):
         with open(file, 'a', encoding='utf-8') as f: f.write(json.dumps(row)+'\n'); f.flush(); os.fsync(f.fileno())
     except OSError as e: raise OutputError(f"a finished student cannot be written to {file} ({e.strerror}); a place with room and write permission is accepted; make room and run the same command again") from e
 
+# the temporary names of write_json, of directories that are being filled, and of kept maps; whatever else lies there is the user's
+_LEFT = {'.': r'compare\.json\.tmp\d+', 'sets': r'\..+\.[a-z0-9_]{8}(\.old)?', 'cache': r'\..+\.safetensors\.\w+'}
+
 def _sweep(path):
     "Remove what a killed run left half-written"
-    for p in [*path.glob('compare.json?*'), *path.glob('.compare.json*'), *(path/'sets').glob('.*'), *(path/'cache').glob('.*')]:
-        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    for folder, name in _LEFT.items():
+        for p in [p for p in (path/folder).glob('*') if re.fullmatch(name, p.name)]: shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 @contextmanager
 def _alone(path):
@@ -294,15 +299,13 @@ def _alone(path):
 # %% ../nbs/51_compare.ipynb #7345b172
 _bench = None    # of a worker process
 
-def _start_worker(stop, parent, threads, args):
+def _start_worker(stop, threads, args):
     "Prepare a worker: its share of threads, its data, and an end when the run ends"
     global _bench
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the main process's to answer
-    def watch():
-        while not stop.wait(1):
-            if os.getppid()!=parent: break                  # the main process was killed
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
+    def leave(wait): wait(); os._exit(1)
+    # at once when the main process is killed: another run may be in the same directory a second later
+    for wait in (stop.wait, lambda: multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])): threading.Thread(target=leave, args=(wait,), daemon=True).start()
     torch.set_num_threads(threads)
     _bench = _Bench(*args)
 
@@ -338,7 +341,7 @@ def _run_side_by_side(bench, args, cells, done, jobs):
     for (name, seed), ipcs in _sets(bench, own).items(): bench.distil(name, seed, ipcs)
     sets = {k:v for k,v in _sets(bench, cells).items() if not bench.methods[k[0]].choose}
     try:
-        pool = ProcessPoolExecutor(jobs, ctx, _start_worker, (stop, os.getpid(), max(1, torch.get_num_threads()//jobs), args))
+        pool = ProcessPoolExecutor(jobs, ctx, _start_worker, (stop, max(1, torch.get_num_threads()//jobs), args))
         tasks = {pool.submit(_work, 'distil', name, seed, ipcs): (name, seed) for (name, seed), ipcs in sets.items()}
         tasks |= {pool.submit(_work, 'student', c): c for c in own}
         while tasks:

@@ -54,7 +54,7 @@ def test_killed_and_started_again(world, tmp_path):
     kw = ['compare', world['folder'], '--teacher', world['teacher'], '--methods', 'rded', '--ipc', '1,2', '--epochs', '2', '--candidates', '6', '--repeats', '2', '--jobs', '1']
     out, whole = tmp_path/'killed', tmp_path/'whole'
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    p = subprocess.Popen([sys.executable, '-m', 'infoutil.cli', *kw, '-o', str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    p = subprocess.Popen([sys.executable, '-m', 'infoutil', *kw, '-o', str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     t0 = time.time()
     while (not (out/'results.jsonl').exists() or (out/'results.jsonl').read_text().count('\n')<2) and p.poll() is None and time.time()-t0<120: time.sleep(.05)
     assert p.poll() is None, 'it ended before it could be killed'
@@ -63,7 +63,7 @@ def test_killed_and_started_again(world, tmp_path):
     kept = before[:before.rfind(b'\n')+1].splitlines()
     (out/'results.jsonl').write_bytes(before+b'{"schema": 1, "data"')               # and the worst place to be killed at
     stamps = {f:f.stat().st_mtime_ns for f in (out/'sets').rglob('*') if f.is_file()}
-    for o in (out, whole): subprocess.run([sys.executable, '-m', 'infoutil.cli', *kw, '-o', str(o)], check=True, stdout=subprocess.DEVNULL, env=env)
+    for o in (out, whole): subprocess.run([sys.executable, '-m', 'infoutil', *kw, '-o', str(o)], check=True, stdout=subprocess.DEVNULL, env=env)
     after = (out/'results.jsonl').read_bytes().splitlines()
     assert after[:len(kept)]==kept and len(after)==8
     assert all(f.stat().st_mtime_ns==s for f,s in stamps.items())
@@ -107,9 +107,11 @@ def test_two_runs_in_one_directory(world, tmp_path):
     for kw in ({}, dict(extend=True, labels=['online', 'hard'])):
         with pytest.raises(OutputError, match='another run is working'): compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **kw, **small)
     os.close(fd)
-    (tmp_path/'c'/'sets'/'.left').mkdir(); (tmp_path/'c'/'compare.json.tmp1').write_text('{')     # by a run that was killed
+    left = [tmp_path/'c'/n for n in ('sets/.random-ipc1-seed0.x3k_9a0b', 'cache/.0123.safetensors.77', 'compare.json.tmp1')]          # by a run that was killed
+    own  = [tmp_path/'c'/n for n in ('.ipynb_checkpoints', 'sets/.ipynb_checkpoints', 'sets/notes', 'cache/.DS_Store', 'compare.json.bak', 'report.md')]      # by the user
+    for p in [*left, *own]: p.mkdir(parents=True)
     assert len(compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small))==1
-    assert not (tmp_path/'c'/'sets'/'.left').exists() and not (tmp_path/'c'/'compare.json.tmp1').exists()
+    assert not any(p.exists() for p in left) and all(p.exists() for p in own)
 
 def test_refused_on_the_command_line(world, tmp_path, capsys):
     run = lambda *more: (main(['compare', world['folder'], '--teacher', world['teacher'], '-o', str(tmp_path/'c'), '--epochs', '1', '--candidates', '6', '--ipc', '1', *more]), capsys.readouterr().err)

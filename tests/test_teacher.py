@@ -56,13 +56,15 @@ def stopped(world, out, epoch, **kw):
 
 # one run after another in children of one process, which has the imports behind it
 DRIVER = '''
-import json, os, random, shutil, signal, sys, time
+import json, os, random, signal, sys, time
+t0 = time.time()
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from test_teacher import {job} as job
-def start(out):
+from test_teacher import {job} as job, {whole} as whole
+imports = time.time()-t0                        # spawned workers do that again
+def start(out, job=job):
     if pid:=os.fork(): return pid
     try: job(Path(sys.argv[1]), out); os._exit(0)
     except BaseException as e: print(type(e).__name__, e, file=sys.stderr, flush=True); os._exit(1)
@@ -70,24 +72,28 @@ def ended(pid, seconds):
     "Whether it ended by itself within so many seconds; killed otherwise"
     t0 = time.time()
     while time.time()-t0<seconds:
-        if os.waitpid(pid, os.WNOHANG)[0]: return True
+        gone, status = os.waitpid(pid, os.WNOHANG)
+        if gone: assert status==0; return True
         time.sleep(.002)
     os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
     return False
-root, kills, draw, n, runs = Path(sys.argv[2]), 0, random.Random(sys.argv[4]), int(sys.argv[3]), 0
-t0 = time.time(); assert os.waitpid(start(root/'whole'), 0)[1]==0
-took = time.time()-t0
+root, draw, n, kills, runs = Path(sys.argv[2]), random.Random(sys.argv[4]), int(sys.argv[3]), 0, 0
+t0 = time.time(); assert ended(start(root/'whole', whole), 600)
+took = time.time()-t0+(0 if whole is job else imports)
+complete = lambda out: job.__name__=='teacher_job' and out.exists() and not out.with_name(out.name+'.run').exists()     # killed when all was done
 while kills<n:
-    runs += 1
-    while kills<n and not ended(start(root/f'killed{{runs}}'), draw.uniform(0, took)): kills += 1
-    assert os.waitpid(start(root/f'killed{{runs}}'), 0)[1]==0 if kills==n and not (root/f'killed{{runs}}').exists() else True
+    runs, done = runs+1, False
+    while not done:
+        done = ended(start(root/f'killed{{runs}}'), draw.uniform(0, took) if kills<n else 600)
+        kills += not done
+        done = done or complete(root/f'killed{{runs}}')
 print(json.dumps(dict(kills=kills, runs=runs, took=took)))
 '''
 
 def drive(job, world, root, n, seed):
     "`n` kills at random moments; a run that ended before it was killed is followed by another one"
     root.mkdir()
-    p = subprocess.run([sys.executable, '-c', DRIVER.format(tests=str(Path(__file__).parent), job=job), str(world), str(root), str(n), str(seed)], capture_output=True, text=True,
+    p = subprocess.run([sys.executable, '-c', DRIVER.format(tests=str(Path(__file__).parent), job=job, whole={'grid_jobs': 'grid_job'}.get(job, job)), str(world), str(root), str(n), str(seed)], capture_output=True, text=True,
                        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}, timeout=900)
     assert p.returncode==0, p.stderr[-3000:]
     said = json.loads(p.stdout.splitlines()[-1])
@@ -96,6 +102,39 @@ def drive(job, world, root, n, seed):
     return sorted(root.glob('killed*'))
 
 def teacher_job(world, out): train(world, out)
+
+def rows(out):
+    "The students of a comparison without what differs between equal runs, in an order of their own"
+    return sorted(json.dumps({k:v for k,v in json.loads(l).items() if k!='stages'}, sort_keys=True) for l in (out/'results.jsonl').read_text().splitlines())
+
+def grid(world, out, jobs):
+    judge = world/'judge'
+    compare(load_folder(world/'few'), judge, out, methods=['infoutil'], ipc=[1, 2], labels=['online', 'hard'], archs=['convnet3'], epochs=1, candidates=6, budget=32, repeats=1, jobs=jobs, show_progress=False, device='cpu')
+
+def grid_job(world, out): grid(world, out, 1)
+
+def grid_jobs(world, out): grid(world, out, 2)
+
+@pytest.fixture(scope='session')
+def judged(world):
+    "The folder, with a teacher to compare methods by"
+    train_teacher(load_folder(world/'few'), world/'judge', 'convnet3', 32, epochs=1, bs=32, device='cpu', precision='float32', show_progress=False)
+    return world
+
+def killed_grids(world, root, job, n, seed):
+    outs = drive(job, world, root, n, seed)
+    for o in outs:
+        assert rows(o)==rows(root/'whole') and len(rows(o))==8                # two methods, two sizes, two kinds of labels
+        assert {p.name for p in o.iterdir()}=={p.name for p in (root/'whole').iterdir()}
+        same(root/'whole'/'sets', o/'sets')
+        assert sorted(p.name for p in (o/'cache').iterdir())==sorted(p.name for p in (root/'whole'/'cache').iterdir())
+
+@pytest.mark.parametrize('job, n', [('grid_job', 2), ('grid_jobs', 1)])
+def test_comparisons_killed_at_random_moments(judged, tmp_path, job, n): killed_grids(judged, tmp_path/'k', job, n, 0)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('job', ['grid_job', 'grid_jobs'])
+def test_comparisons_killed_at_twenty_random_moments(judged, tmp_path, job): killed_grids(judged, tmp_path/'k', job, 20, 1)
 
 def killed_teachers(world, root, n, seed):
     outs = drive('teacher_job', world, root, n, seed)
