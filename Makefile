@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python 3.10 or later and make:
 #   make demo   sets up, then distils the embedded digits, trains students and prints a table
 #   make test   sets up, then checks that notebooks and package agree, runs every notebook and tests/
+# and for whoever changes what must not break: make test-long, the long forms of the tests, about two hours of two cores
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,7 +9,7 @@ READY  := $(VENV)/.ready
 # one thread each: notebooks run side by side, and results must not depend on the number of threads
 ENV    := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=agg PYTHONWARNINGS=ignore TQDM_DISABLE=1
 
-.PHONY: demo test setup export clean-check notebooks pytest readme readme-check package-check bench bench-quick
+.PHONY: demo test test-long setup export clean-check notebooks pytest readme readme-check package-check bench bench-quick
 
 setup: $(READY)
 
@@ -33,7 +34,11 @@ notebooks: $(READY)
 	cd nbs && $(ENV) nbdev-test --n-workers 2 --timing
 
 pytest: $(READY)
-	$(ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# twenty kills of each kind of run, ten thousand bad inputs, every byte of a kept file, sixteen processes, 32,000 images
+test-long: $(READY)
+	$(ENV) $(BIN)/python -m pytest -n 2 -m slow -s
 
 export: $(READY)
 	$(ENV) nbdev-export && $(ENV) nbdev-clean

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice',
            'check_batch', 'check_labels', 'check_eval', 'seed_from', 'rng', 'seeded', 'device_of', 'default_device',
-           'fast_bfloat16', 'autocast', 'sha256', 'write_json', 'check_new', 'check_apart', 'check_file', 'new_dir',
-           'save_part', 'load_part', 'Run', 'resumable', 'toy_batch', 'toy_model']
+           'fast_bfloat16', 'autocast', 'open_file', 'sha256', 'sealed', 'check_seal', 'write_json', 'check_new',
+           'check_apart', 'check_file', 'new_dir', 'save_part', 'load_part', 'Run', 'resumable', 'toy_batch',
+           'toy_model']
 
 # %% ../nbs/00_core.ipynb #8fded848
-import os, re, json, math, random, hashlib, shutil, tempfile, difflib
+import os, re, json, math, random, hashlib, shutil, stat, tempfile, difflib
 from dataclasses import dataclass
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -141,14 +142,39 @@ def autocast(
     return torch.autocast(device.type, dtype=torch.bfloat16) if on else nullcontext()
 
 # %% ../nbs/00_core.ipynb #5491d639
+def open_file(
+    path,     # A file
+)->object:    # It, open for reading bytes; OSError where it is none
+    "Open a regular file, without waiting for a pipe or reading a device that has its name"
+    f = open(path, 'rb', opener=lambda p,flags: os.open(p, flags|getattr(os, 'O_NONBLOCK', 0)))
+    if stat.S_ISREG(os.fstat(f.fileno()).st_mode): return f
+    f.close()
+    raise OSError(0, 'it is a pipe or a device')
+
 def sha256(
     path,     # A file
 )->str:       # Hexadecimal digest
     "SHA-256 of a file, read in pieces"
     h = hashlib.sha256()
-    with open(path, 'rb') as f:
+    with open_file(path) as f:
         while b:=f.read(1<<20): h.update(b)
     return h.hexdigest()
+
+def _seal(obj): return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
+
+def sealed(
+    obj:dict,   # What JSON can hold
+)->dict:        # The same with its digest as `seal`
+    "Add a digest by which a change of any value is seen"
+    return {**obj, 'seal': _seal(obj)}
+
+def check_seal(
+    obj:dict,      # What a file held
+    since:int=2,   # The first schema of that kind of file that has a seal
+)->bool:           # Whether the seal fits, or was not known yet
+    "Whether an object is as it was sealed"
+    if 'seal' not in obj: return isinstance(obj.get('schema'), int) and obj['schema']<since
+    return obj['seal']==_seal({k:v for k,v in obj.items() if k!='seal'})
 
 # %% ../nbs/00_core.ipynb #c0e0000b
 @contextmanager
@@ -175,12 +201,14 @@ def write_json(
 # the files that mark a directory as ours, and everything that may lie beside them: a distilled set, a comparison, the demo
 _OURS = (({'infoutil.json', 'train'},              {'run.json', 'README.md', 'provenance.jsonl', 'labels', 'teacher'}),
          ({'compare.json'},                        {'results.jsonl', 'sets', 'cache', 'report.ipynb', 'report.html'}),
+         ({'export.json'},                         {'README.md', 'images', 'images.pt', 'labels.pt', 'train', 'data', 'views.safetensors'}),
          ({'table.md', 'digits', 'teacher'}, {f'{m}{end}' for m in ('infoutil', 'rded', 'random') for end in ('', '.json')}|{'infoutil.png'}))
 
 def _is_ours(names):
     "Whether a directory of these names was written by infoutil: a set, a comparison, the demo, or the states of a teacher"
-    stems = {n.rpartition('.')[0] for n in names}
-    teacher = 'converged' in stems and names=={f'{s}.{end}' for s in stems for end in ('json', 'safetensors')}
+    rest  = names-{'run.json'}
+    stems = {n.rpartition('.')[0] for n in rest}
+    teacher = 'converged' in stems and rest=={f'{s}.{end}' for s in stems for end in ('json', 'safetensors')}
     return teacher or any(need<=names<=need|more for need,more in _OURS)
 
 # %% ../nbs/00_core.ipynb #c0e0000c
@@ -350,7 +378,7 @@ def _open_run(folder, settings, path):
     file, settings = folder/_RUN, json.loads(json.dumps(settings))
     again = f"go on with the old settings, choose another output, or remove {folder} to start anew"
     if not file.exists():
-        if odd:=[p.name for p in folder.iterdir() if p.name!='lock' and f'{_RUN}.tmp' not in p.name]:
+        if odd:=[p.name for p in folder.iterdir() if p.name not in ('lock', 'done', 'out') and f'{_RUN}.tmp' not in p.name]:
             raise OutputError(f"{folder} holds files that infoutil did not write ({', '.join(sorted(odd)[:3])}); the run directory of {path} goes there; move them")
         return write_json(file, dict(schema=1, settings=settings))
     try: old = json.loads(file.read_text(encoding='utf-8'))['settings']
@@ -370,6 +398,7 @@ def resumable(
     done = (folder/'done').exists() and real.exists() and not (folder/'out').exists()       # killed between the last two steps
     if not done: check_new(path, force)
     with _parents(folder), _writing(folder, 'made'): folder.mkdir(exist_ok=True)
+    for p in [p for p in folder.parent.iterdir() if p.name.startswith(f'.{folder.name}.old')]: shutil.rmtree(p, ignore_errors=True)      # killed in its last moment
     with _locked(folder/'lock', path):
         _open_run(folder, settings, path)
         try:
@@ -378,11 +407,19 @@ def resumable(
                 _restore(folder, real)
                 yield Run(folder, _fresh_out(folder), False)
                 _finish(folder, real, path, force)
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(folder)
         except BaseException:
             shutil.rmtree(folder/'out', ignore_errors=True)
             if not _kept(folder): shutil.rmtree(folder, ignore_errors=True)
             raise
+
+def _clear(folder):
+    "Remove a run directory whose output is complete; what says so goes last, with the name of the directory"
+    for p in folder.iterdir():
+        if p.name not in ('done', _RUN, 'lock'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    old = folder.with_name(f'.{folder.name}.old{os.getpid()}')
+    with suppress(OSError): folder = folder.rename(old)
+    shutil.rmtree(folder, ignore_errors=True)
 
 def _kept(folder): return {p.name for p in folder.iterdir()}-{_RUN, 'lock', 'out', 'done'} if folder.exists() else set()
 

@@ -11,7 +11,7 @@ from .core import _writing
 from .label import soften
 from .store import DistilledSet, HubError, folder_name, hub_id
 from .store import _AGAIN, _VIEWS, _asking_hub, _json, _load_manifest, _need, _png, _read, _read_sealed, _write_sealed, StoreError
-import io, json, math, tarfile, tempfile
+import io, json, math, os, tarfile, tempfile
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
@@ -227,7 +227,10 @@ def _checked_files(root):
     if not isinstance(files, dict) or not all(isinstance(f, str) and not Path(f).is_absolute() and '..' not in Path(f).parts for f in files):
         raise StoreError(f"{root/'export.json'} lists files that are no part of an export; what export_set wrote is accepted; do not use it")
     for f,digest in files.items(): _read(root, f, digest)
-    return [*files, *(f for f in own if (root/f).exists())]
+    own = [f for f in own if os.path.lexists(root/f)]
+    odd = [f for f in own if not (root/f).is_file() or (root/f).is_symlink()]          # in a stranger's set a link could lead to a file of yours
+    if odd: raise StoreError(f"{root/odd[0]} is a link, or no file; a regular file is accepted; do not upload this set")
+    return [*files, *own]
 
 def _upload(hub, root, repo, private, force, token, message):
     "Make the repository and commit all files at once"

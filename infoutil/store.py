@@ -407,7 +407,8 @@ _AGAIN = 'restore the directory from a copy or distil again'
 
 def _read(root, name, want=None):
     "The bytes of a file, checked against their digest"
-    try: raw = (root/name).read_bytes()
+    try:
+        with open_file(root/name) as f: raw = f.read()
     except FileNotFoundError as e: raise StoreError(f"{root/name} is missing; the files that were written are accepted, all of them; {_AGAIN}") from e
     except OSError as e: raise StoreError(f"{root/name} cannot be read ({e.strerror}); a readable file is accepted; check its permissions and the disk") from e
     if want is not None and hashlib.sha256(raw).hexdigest()!=want:
@@ -439,7 +440,7 @@ def _load_manifest(root):
     if not root.is_dir(): raise StoreError(f"{root} is no directory; one written by DistilledSet.save or `infoutil distill` is accepted; check the path, or download the set first (hf://owner/name loads one from the Hugging Face hub)")
     if not (root/'infoutil.json').exists(): raise StoreError(f"{root} holds no infoutil.json; a directory written by DistilledSet.save or `infoutil distill` is accepted; check the path")
     m, f = _read_sealed(root, 'infoutil.json'), root/'infoutil.json'
-    lost = [k for k,t in dict(classes=list, files=dict, ipc=int, size=int, factor=int, mean=list, std=list).items() if not isinstance(m.get(k), t)]
+    lost = [k for k,t in dict(classes=list, files=dict, ipc=int, size=int, factor=int, mean=list, std=list).items() if not isinstance(m.get(k), t) or isinstance(m[k], bool)]
     if lost: raise StoreError(f"{f} lacks {', '.join(lost)} or has something else there; a manifest of schema {m['schema']} is accepted; {_AGAIN}")
     for c,k in enumerate(m['classes']):
         if not isinstance(k, dict) or k.get('index')!=c or not isinstance(k.get('name'), str) or not re.fullmatch(rf'{c:05d}_[A-Za-z0-9][A-Za-z0-9._-]*', str(k.get('folder'))):
@@ -449,6 +450,7 @@ def _load_manifest(root):
 
 def _check_files(root, m):
     "Refuse a list of files that is not that of a set, and images that are not in the list"
+    if m['ipc']*len(m['classes'])>len(m['files']): raise StoreError(f"{root/'infoutil.json'} lists {len(m['files'])} files; {m['ipc']} images of each of {len(m['classes'])} classes are accepted; {_AGAIN}")
     want = {f"train/{k['folder']}/{i:05d}.png" for k in m['classes'] for i in range(m['ipc'])}|{_ORIGIN}
     odd = sorted(map(str, set(m['files'])-want-{_LABELS, _VIEWS, *_TEACHER}))
     if odd: raise StoreError(f"{root/'infoutil.json'} lists {odd[0]!r}, which is no part of a distilled set; its images, labels, teacher and provenance are accepted; do not use this set")
@@ -476,16 +478,28 @@ def _load_labels(root, files):
     try: return load_tensors(raw)['patch_logits']
     except (SafetensorError, KeyError) as e: raise StoreError(f"{root/_LABELS} holds no patch logits ({e}); the safetensors file that was written is accepted; {_AGAIN}") from e
 
-def _load_views(root, files, recipe):
+def _load_origin(root, digest):
+    "The lines of provenance.jsonl"
+    raw = _read(root, _ORIGIN, digest)
+    try: origin = [json.loads(l) for l in raw.decode().split('\n') if l]
+    except (ValueError, RecursionError) as e: raise StoreError(f"{root/_ORIGIN} is not readable JSON ({e}); the file that was written is accepted; {_AGAIN}") from e
+    if not all(isinstance(p, dict) for p in origin): raise StoreError(f"{root/_ORIGIN} has a line that is no JSON object; the file that was written is accepted; {_AGAIN}")
+    return origin
+
+def _load_views(root, files, recipe, m):
     "The labels of views, or None"
     if (_VIEWS in files)!=(recipe is not None):
         has, lacks = ('file', 'recipe') if recipe is None else ('recipe', 'file')
         raise StoreError(f"{root/'infoutil.json'} has the {has} of view labels and no {lacks}; both or neither are accepted; {_AGAIN}")
     if recipe is None: return None
+    key, want = recipe.get('key') if isinstance(recipe, dict) else None, dict(n=m['ipc']*len(m['classes']), size=m['size'], factor=m['factor'])
+    if not isinstance(key, dict) or any(key.get(k)!=v for k,v in want.items()):       # before anything is drawn by numbers of a stranger
+        raise StoreError(f"{root/'infoutil.json'} has view labels of other images ({key!r:.80}); those of its own images ({want}) are accepted; {_AGAIN}")
     raw = _read(root, _VIEWS, files[_VIEWS])
     try: return ViewLabels.restore(recipe, load_tensors(raw))
     except SafetensorError as e: raise StoreError(f"{root/_VIEWS} holds no tensors ({e}); the safetensors file that was written is accepted; {_AGAIN}") from e
     except InfoUtilError as e: raise StoreError(f"{root/_VIEWS} cannot be used: {e}") from e
+    except (ValueError, OverflowError, RuntimeError, TypeError) as e: raise StoreError(f"{root/_VIEWS} cannot be used ({type(e).__name__}: {e}); the recipe that was written is accepted; {_AGAIN}") from e
 
 def _load_label_teacher(root, files, classes, device, model):
     "The label teacher, or None"
@@ -511,10 +525,10 @@ def load(cls:DistilledSet,
     if not images: raise StoreError(f"{root/'infoutil.json'} lists no images; one or more are accepted; {_AGAIN}")
     labels, y = _load_labels(root, f), torch.arange(len(classes)).repeat_interleave(m['ipc'])
     teacher = _load_label_teacher(root, f, classes, device, model) if with_teacher else None
-    origin = [json.loads(l) for l in _read(root, _ORIGIN, f[_ORIGIN]).decode().split('\n') if l]
+    origin = _load_origin(root, f[_ORIGIN])
     meta = {k:v for k,v in m.items() if k not in _OWN or (k=='teacher' and v)}
     if (root/'run.json').exists(): meta |= _read_sealed(root, 'run.json')
-    views = _load_views(root, f, views)
+    views = _load_views(root, f, views, m)
     try: return cls(torch.stack(images), y, classes, labels, teacher, meta, origin, views)
     except StoreError: raise
     except InfoUtilError as e: raise StoreError(f"the parts of {root} do not fit together: {e}") from e

@@ -70,7 +70,7 @@ class Teacher:
         return ((x*s+m)*255).round().clamp(0, 255).byte()
 
 # %% ../nbs/03_teacher.ipynb #aa3bdc49
-SCHEMA = 1   # version of the JSON beside the weights
+SCHEMA = 2   # version of the JSON beside the weights; from 2 on it is sealed
 
 def _check_finite(state, name):
     "Refuse weights that a diverged run has left"
@@ -97,7 +97,7 @@ def _write_state(weights, meta, path, name):
     finally:
         if os.path.exists(tmp): os.remove(tmp)
     digest = sha256(path/f'{name}.safetensors')
-    write_json(path/f'{name}.json', {**meta, 'sha256': digest})
+    write_json(path/f'{name}.json', sealed({**meta, 'sha256': digest}))
     return digest
 
 # %% ../nbs/03_teacher.ipynb #622eaa34
@@ -134,11 +134,13 @@ def _read_meta(path, name):
         have = teacher_states(path)
         raise TeacherError(f"no teacher '{name}' in {path} (found: {', '.join(have) or 'none'}); a directory written by `infoutil teacher` is accepted; "
                            "train one first or check the path")
-    try: meta = json.loads(f.read_text(encoding='utf-8'))
+    try:
+        with open_file(f) as o: meta = json.loads(o.read().decode())
     except (ValueError, OSError, RecursionError) as e: raise TeacherError(f"{f} is not readable JSON ({e}); the file that was written is accepted; {again}") from e
     lost = [k for k in _META if not _fits(k, meta.get(k, ...))] if isinstance(meta, dict) else list(_META)
     if lost: raise TeacherError(f"{f} lacks {', '.join(lost)} or has something else there; the JSON of a teacher is accepted; {again}")
     if meta['schema']>SCHEMA: raise TeacherError(f"{f} has schema {meta['schema']}; this version of infoutil reads 1 to {SCHEMA}; upgrade infoutil (pip install -U infoutil)")
+    if not check_seal(meta): raise TeacherError(f"{f} has changed since it was written (its seal does not fit); the file that was written is accepted; {again}")
     return meta
 
 # %% ../nbs/03_teacher.ipynb #03e00009
@@ -165,7 +167,9 @@ def load_teacher(
     "Read a checkpoint back, checking digest, shape, class order and size"
     meta, file = _read_meta(path, which), Path(path)/f'{which}.safetensors'
     if not file.exists(): raise TeacherError(f"{file} is missing and its JSON is there; both are needed; restore the file or train again")
-    if sha256(file)!=meta['sha256']: raise TeacherError(f"{file} has changed since it was written (its SHA-256 differs); the bytes that were written are accepted; restore it or train again")
+    try: digest = sha256(file)
+    except OSError as e: raise TeacherError(f"{file} cannot be read ({e.strerror}); the file that was written is accepted; restore it or train again") from e
+    if digest!=meta['sha256']: raise TeacherError(f"{file} has changed since it was written (its SHA-256 differs); the bytes that were written are accepted; restore it or train again")
     check_classes(meta['classes'], classes)
     if size is not None and size!=meta['size']:
         raise TeacherError(f"the teacher in {path} was trained at {meta['size']} px and {size} px came; its own size is accepted; use {meta['size']} px or train a teacher at {size} px")
@@ -225,22 +229,30 @@ def save_record(
     "Write training.safetensors, training.json and run.json"
     file = Path(path)/f'{_RECORD}.safetensors'
     save_file(dict(forgetting=record.forgetting.int(), prints=record.prints.long()), file)
-    write_json(file.with_suffix('.json'), dict(schema=_RECORD_SCHEMA, files=list(record.files), curve=list(record.curve), skipped=list(record.skipped), sha256=sha256(file)))
+    write_json(file.with_suffix('.json'), sealed(dict(schema=_RECORD_SCHEMA, files=list(record.files), curve=list(record.curve), skipped=list(record.skipped), sha256=sha256(file))))
     write_json(Path(path)/f'{_COSTS}.json', dict(schema=1, seconds=record.seconds, peak_bytes=record.peak_bytes))
 
 # %% ../nbs/03_teacher.ipynb #f91ab0de
+def _read_costs(file):
+    "Times and memory of a run; none where they were not kept"
+    if not os.path.lexists(file): return dict(seconds=0.)
+    with open_file(file) as o: return json.loads(o.read().decode())
+
 def load_record(
     path,   # Directory of a teacher
 )->TrainingRecord:   # The record; None where the directory has none
     "Read back what a training run saw"
     meta, file = Path(path)/f'{_RECORD}.json', Path(path)/f'{_RECORD}.safetensors'
-    if not meta.exists(): return None
+    if not os.path.lexists(meta): return None
     refuse = lambda why: TeacherError(f"{meta} cannot be used ({why}); the record that was written with the teacher is accepted; restore it, or remove {_RECORD}.json to go on without")
     try:
-        m, raw, run = json.loads(meta.read_text(encoding='utf-8')), load_file(file), Path(path)/f'{_COSTS}.json'
+        with open_file(meta) as o: m = json.loads(o.read().decode())
+        run = Path(path)/f'{_COSTS}.json'
         if m['schema']>_RECORD_SCHEMA: raise refuse(f"its schema {m['schema']} is newer than {_RECORD_SCHEMA}, upgrade infoutil")
-        costs = m if m['schema']==1 else json.loads(run.read_text(encoding='utf-8')) if run.exists() else dict(seconds=0.)
+        if not check_seal(m): raise refuse('it has changed since it was written')
         if sha256(file)!=m['sha256']: raise refuse(f'{file.name} has changed since it was written')
+        raw = load_file(file)
+        costs = m if m['schema']==1 else _read_costs(run)
         rec = TrainingRecord(tuple(m['files']), raw['forgetting'], raw['prints'], tuple(m['curve']), float(costs['seconds']), costs.get('peak_bytes'), tuple(m.get('skipped', ())))
     except TeacherError: raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e: raise refuse(f'{type(e).__name__}: {e}') from e

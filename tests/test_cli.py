@@ -444,7 +444,7 @@ def test_help_does_not_wait_for_torch():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, env=user_env()).returncode==0
 
 def test_a_process_says_one_sentence(tmp_path):
-    r = subprocess.run([sys.executable, '-m', 'infoutil.cli', 'show', str(tmp_path/'nowhere')], capture_output=True, text=True, env=user_env(), cwd=tmp_path)
+    r = subprocess.run([sys.executable, '-m', 'infoutil', 'show', str(tmp_path/'nowhere')], capture_output=True, text=True, env=user_env(), cwd=tmp_path)
     assert r.returncode==1 and r.stdout==''
     assert r.stderr.count('\n')==1 and r.stderr.startswith('infoutil: '), r.stderr
 
@@ -454,15 +454,16 @@ def test_ctrl_c_leaves_nothing(world, tmp_path, capsys, monkeypatch):
     assert main(['teacher', f'{world}/data', '-o', f'{tmp_path}/o', '--size', '32'])==130
     assert 'stopped' in capsys.readouterr().err and not list(tmp_path.iterdir())
 
-def test_a_terminated_process_leaves_nothing(world, tmp_path):
+def test_a_terminated_process_leaves_nothing_half_written(world, tmp_path):
     "SIGTERM, as batch systems and containers send it"
-    argv = [sys.executable, '-m', 'infoutil.cli', 'teacher', str(world/'data'), '-o', str(tmp_path/'o'), '--size', '32', '--epochs', '100000']
+    argv = [sys.executable, '-m', 'infoutil', 'teacher', str(world/'data'), '-o', str(tmp_path/'o'), '--size', '32', '--epochs', '100000']
     p = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=user_env(), cwd=tmp_path)
     try:
         end = time.time()+60
-        while not list(tmp_path.glob('.o.*')) and time.time()<end and p.poll() is None: time.sleep(.05)
+        while not list(tmp_path.glob('o.run/*')) and time.time()<end and p.poll() is None: time.sleep(.05)
         p.send_signal(signal.SIGTERM)
         err = p.communicate(timeout=30)[1]
     finally:
         if p.poll() is None: p.kill(); p.wait()
-    assert p.returncode and 'Traceback' not in err and not list(tmp_path.iterdir())
+    assert p.returncode and 'Traceback' not in err and {q.name for q in tmp_path.iterdir()}<={'o.run'}, err
+    assert not [q for q in tmp_path.rglob('*') if q.name.startswith('.')]           # finished epochs, and nothing half-written

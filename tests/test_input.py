@@ -13,10 +13,7 @@ CASES = 400     # of the fixed sample
 total = sum(w for w,_ in ic.KINDS.values())
 
 # what is known to be wrong, until it is mended
-KNOWN = {k:pytest.mark.xfail(reason=why) for k,why in dict(teacher_damaged='the JSON of a teacher and of its record carries no seal', kept_file_of_no_kind='a pipe in the place of a kept file is waited for',
-         listed_file_hostile='provenance.jsonl of a set that lies is not JSON', manifest_hostile='true counts as a number in a manifest').items()}
-
-@pytest.mark.parametrize('kind', [pytest.param(k, marks=KNOWN.get(k, ())) for k in ic.KINDS])
+@pytest.mark.parametrize('kind', ic.KINDS)
 def test_sample(kind):
     "hypothesis draws every number a case is made of, so that a failure shrinks to a small one"
     few = settings(derandomize=True, database=None, deadline=None, max_examples=max(2, CASES*ic.KINDS[kind][0]//total), suppress_health_check=list(HealthCheck))
