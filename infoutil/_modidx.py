@@ -236,6 +236,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'infoutil.core._differences': ('core.html#_differences', 'infoutil/core.py'),
                                'infoutil.core._finish': ('core.html#_finish', 'infoutil/core.py'),
                                'infoutil.core._fresh_out': ('core.html#_fresh_out', 'infoutil/core.py'),
+                               'infoutil.core._held_run': ('core.html#_held_run', 'infoutil/core.py'),
                                'infoutil.core._is_ours': ('core.html#_is_ours', 'infoutil/core.py'),
                                'infoutil.core._kept': ('core.html#_kept', 'infoutil/core.py'),
                                'infoutil.core._locked': ('core.html#_locked', 'infoutil/core.py'),

@@ -397,21 +397,25 @@ def resumable(
     folder = real.with_name(real.name+'.run')
     done = (folder/'done').exists() and real.exists() and not (folder/'out').exists()       # killed between the last two steps
     if not done: check_new(path, force)
-    with _parents(folder), _writing(folder, 'made'): folder.mkdir(exist_ok=True)
-    for p in [p for p in folder.parent.iterdir() if p.name.startswith(f'.{folder.name}.old')]: shutil.rmtree(p, ignore_errors=True)      # killed in its last moment
-    with _locked(folder/'lock', path):
-        _open_run(folder, settings, path)
-        try:
-            if done: yield Run(folder, real, True)
-            else:
-                _restore(folder, real)
-                yield Run(folder, _fresh_out(folder), False)
-                _finish(folder, real, path, force)
-            _clear(folder)
-        except BaseException:
-            shutil.rmtree(folder/'out', ignore_errors=True)
-            if not _kept(folder): shutil.rmtree(folder, ignore_errors=True)
-            raise
+    with _parents(folder):
+        with _writing(folder, 'made'): folder.mkdir(exist_ok=True)
+        for p in [p for p in folder.parent.iterdir() if p.name.startswith(f'.{folder.name}.old')]: shutil.rmtree(p, ignore_errors=True)      # killed in its last moment
+        with _locked(folder/'lock', path):
+            _open_run(folder, settings, path)
+            try:
+                yield from _held_run(folder, real, path, force, done)
+                _clear(folder)
+            except BaseException:
+                shutil.rmtree(folder/'out', ignore_errors=True)
+                if not _kept(folder): shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+def _held_run(folder, real, path, force, done):
+    "The run of an open directory, and its end"
+    if done: yield Run(folder, real, True); return
+    _restore(folder, real)
+    yield Run(folder, _fresh_out(folder), False)
+    _finish(folder, real, path, force)
 
 def _clear(folder):
     "Remove a run directory whose output is complete; what says so goes last, with the name of the directory"

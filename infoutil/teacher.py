@@ -230,13 +230,15 @@ def save_record(
     file = Path(path)/f'{_RECORD}.safetensors'
     save_file(dict(forgetting=record.forgetting.int(), prints=record.prints.long()), file)
     write_json(file.with_suffix('.json'), sealed(dict(schema=_RECORD_SCHEMA, files=list(record.files), curve=list(record.curve), skipped=list(record.skipped), sha256=sha256(file))))
-    write_json(Path(path)/f'{_COSTS}.json', dict(schema=1, seconds=record.seconds, peak_bytes=record.peak_bytes))
+    write_json(Path(path)/f'{_COSTS}.json', sealed(dict(schema=1, seconds=record.seconds, peak_bytes=record.peak_bytes)))
 
 # %% ../nbs/03_teacher.ipynb #f91ab0de
 def _read_costs(file):
     "Times and memory of a run; none where they were not kept"
     if not os.path.lexists(file): return dict(seconds=0.)
-    with open_file(file) as o: return json.loads(o.read().decode())
+    with open_file(file) as o: costs = json.loads(o.read().decode())
+    if not check_seal(costs, since=1): raise ValueError(f'{file.name} has changed since it was written')
+    return costs
 
 def load_record(
     path,   # Directory of a teacher

@@ -548,6 +548,7 @@ def damaged(r, d, part, load, same):
     if lost: f.unlink()
     else: f.write_bytes(damage(raw, r))
     if lost and f.name=='run.json' and part=='set': want = replace(want, meta={k:v for k,v in want.meta.items() if k!='seconds'})      # a set is whole without its times
+    if lost and f.name=='run.json' and part=='teacher': want = replace(want, record=replace(want.record, seconds=0., peak_bytes=None))
     if lost and f.name=='training.json': want = replace(want, record=None)                                                             # and a teacher without a record
     return judge(lambda: load(d/part), lambda x: same(x, want), f.name, part)
 

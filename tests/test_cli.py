@@ -381,7 +381,7 @@ def subcommands(): return next(a for a in _parser()._actions if isinstance(a, ar
 
 def test_help(capsys):
     "Every command and every option explains itself"
-    assert set(subcommands())=={'demo', 'teacher', 'distill', 'evaluate', 'show', 'compare', 'report'}
+    assert set(subcommands())=={'demo', 'teacher', 'distill', 'evaluate', 'show', 'compare', 'report', 'export', 'push'}
     for name,p in subcommands().items():
         for a in p._actions: assert a.help, f'{name} {a.option_strings or a.dest} has no help'
         with pytest.raises(SystemExit) as e: main([name, '--help'])

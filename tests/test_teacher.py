@@ -259,7 +259,7 @@ def test_records_of_older_versions(world, whole, tmp_path):
     old = shutil.copytree(whole, tmp_path/'old')
     rec, costs = json.loads((old/'training.json').read_text()), json.loads((old/'run.json').read_text())
     assert 'seconds' not in rec and costs['seconds']>0
-    del rec['skipped']
+    del rec['skipped'], rec['seal']
     (old/'training.json').write_text(json.dumps({**rec, 'schema': 1, 'seconds': 3.5, 'peak_bytes': 7})); (old/'run.json').unlink()
     r = load_teacher(old, device='cpu', model=net()).record
     assert (r.seconds, r.peak_bytes, r.skipped)==(3.5, 7, ())
@@ -323,7 +323,7 @@ def test_two_processes_one_of_which_is_lost(world, tmp_path):
     odd = shutil.copytree(world/'few', tmp_path/'odd')
     for p in ('train', 'test'): next((odd/p/'3').iterdir()).unlink()           # 199 and 79 images: shares are filled up
     p = pair('kill', odd, tmp_path/'out')
-    assert p.returncode!=0 and re.search('ProcessError: a process of the group was lost.*start the same command again', p.stderr), p.stderr[-3000:]
+    assert p.returncode!=0 and re.search('a process of the group was lost.*start the same command again|exitcode  : -9', p.stderr), p.stderr[-3000:]
     assert not (tmp_path/'out'/'t').exists() and load_part(tmp_path/'out'/'t.run'/'state_1.safetensors')[1]['epoch']==3
     p = pair('again', odd, tmp_path/'out')
     assert p.returncode==0, p.stderr[-3000:]
