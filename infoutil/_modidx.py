@@ -1014,6 +1014,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'infoutil.teacher.TrainingRecord.__repr__': ( 'teacher.html#trainingrecord.__repr__',
                                                                                 'infoutil/teacher.py'),
                                   'infoutil.teacher._begin_at': ('teacher.html#_begin_at', 'infoutil/teacher.py'),
+                                  'infoutil.teacher._check_apart': ('teacher.html#_check_apart', 'infoutil/teacher.py'),
                                   'infoutil.teacher._check_arch': ('teacher.html#_check_arch', 'infoutil/teacher.py'),
                                   'infoutil.teacher._check_converged': ('teacher.html#_check_converged', 'infoutil/teacher.py'),
                                   'infoutil.teacher._check_finite': ('teacher.html#_check_finite', 'infoutil/teacher.py'),

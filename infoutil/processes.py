@@ -32,7 +32,7 @@ def launched()->int:   # 1 or more
 
 @contextmanager
 def start_processes(
-    timeout:float=1800.,   # Seconds to wait for the others, above 0
+    timeout:float=7200.,   # Seconds to wait for the others, above 0
 )->tuple:                  # Hands out (rank, size)
     "Join the group that `torchrun` or `accelerate launch` has started, and leave it at the end; without one, do nothing"
     if launched()==1 or dist.is_initialized(): yield world(); return

@@ -11,12 +11,12 @@ __all__ = ['SCHEMA', 'SCHEDULES', 'ON_ERROR', 'DEMO_ARCH', 'Teacher', 'save_teac
 
 # %% ../nbs/03_teacher.ipynb #7374e928
 from .core import *
-from .data import ImageData, Split, count_seen, find_broken, fingerprints, image_dls, load_data, guess_size, read_images, sketch, without
+from .data import ImageData, Split, count_seen, find_broken, fingerprints, image_dls, load_data, guess_size, read_images, sketch, warn_duplicates, without
 from .measure import measure
 from .processes import agree, broadcast, gather, gather_all, pack, together, unpack, world, _meeting
 from .models import get_model, default_arch, ConvNet
 import hashlib, json, math, os, random, re, time, warnings
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -694,6 +694,10 @@ def _forget(run, states):
     for f in (*_STATES, *(f'{n}.safetensors' for n in states)): (run.folder/f).unlink(missing_ok=True)
 
 # %% ../nbs/03_teacher.ipynb #03e00006
+def _check_apart(data):
+    "Warn of images that are learned from and measured on"
+    with suppress(DataError): warn_duplicates(data)          # what cannot be read is named when it is
+
 def train_teacher(
     data,                        # What to learn: folder, name in `SPECS`, or `ImageData`
     path=None,                   # Directory for the checkpoints; None: nothing is written
@@ -718,6 +722,7 @@ def train_teacher(
     kwargs['bs'] = _share_of(kwargs.get('bs', 128))
     if path is not None: together(lambda: _check_place(path, force))
     data, skipped = _readable(_load_in_turn(data, valid_frac), on_error)
+    if world()[0]==0: _check_apart(data)
     with seeded(seed, 'teacher loaders'): learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
     plan = dict(epochs=epochs, lr=lr, schedule=schedule, wd=wd, seed=seed)
     if path is None: return _train(learn, data, plan, states, skipped, show_progress)

@@ -318,3 +318,10 @@ def test_memory_at_2000_8000_and_32000_images(world):
     wide  = {n: peak(n, 1000) for n in (4000, 16000)}
     print(f'\nMiB by candidates of 2 classes: {peaks}; of 1,000 classes: {wide}')
     assert peaks[32000]-peaks[2000]<40 and wide[16000]-wide[4000]<40, (peaks, wide)
+
+def test_copies_across_the_parts_are_counted(world, tmp_path):
+    folder = shutil.copytree(world['folder'], tmp_path/'digits')
+    for p in sorted((folder/'train'/'1').iterdir())[:3]: shutil.copy(p, folder/'test'/'1'/f'copy_{p.name}')
+    from infoutil.teacher import train_teacher
+    with pytest.warns(UserWarning, match='3 of 358 valid images are training images too'):
+        train_teacher(folder, arch='convnet3', size=32, epochs=1, early_epoch=1, show_progress=False)
