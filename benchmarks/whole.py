@@ -122,27 +122,35 @@ def floors(data, t, cfg, device, chunks):
 
 # what is timed, by the name under which the pipeline knows it
 STAGES = {'check files': ('check_images',), 'draw candidates': ('draw_candidates',), 'attribute': ('class_maps',), 'windows': ('_boxes',), 'cut and scale': ('cut_patches',),
-          'rank': ('top_crops', 'concat_crops'), 'mosaics': ('make_mosaics',), 'labels': ('_label',), 'provenance': ('provenance',)}
+          'rank': ('top_crops', 'best_rows', 'take_crops', 'concat_crops'), 'settle windows': ('_settled',), 'settle records': ('_written',), 'mosaics': ('make_mosaics',), 'labels': ('_label',), 'provenance': ('provenance',)}
 
 @contextmanager
 def watched():
     "Seconds by stage, while the block runs: the pipeline's own functions, each behind a clock"
-    took, kept, scores, read = {}, {}, dict(pipeline.SCORES), infoutil.data.read_images
-    def clock(stage, fn):
+    took, kept, scores, read, within = {}, {}, dict(pipeline.SCORES), infoutil.data.read_images, [0.]
+    def clock(stage, fn, beside=False):
         def timed(*args, **kw):
+            within.append(0.)
+            t0 = time.perf_counter()
+            try: return fn(*args, **kw)
+            finally:
+                dt, inner = time.perf_counter()-t0, within.pop()      # a stage inside a stage counts once
+                within[-1] += dt
+                took[stage] = took.get(stage, 0.)+dt-inner
+        def other(*args, **kw):                                      # in threads of its own
             t0 = time.perf_counter()
             try: return fn(*args, **kw)
             finally: took[stage] = took.get(stage, 0.)+time.perf_counter()-t0
-        return timed
+        return other if beside else timed
     def stream(*args, **kw):
-        it = kept['stream_candidates'](*args, **kw)
+        it = kept['read_ahead'](*args, **kw)
         step = clock('waiting for images', lambda: next(it, None))
         while (got := step()) is not None: yield got
-    for name in ['stream_candidates', *sum(STAGES.values(), ())]: kept[name] = getattr(pipeline, name)
+    for name in ['read_ahead', *sum(STAGES.values(), ())]: kept[name] = getattr(pipeline, name)
     try:
         for stage, names in STAGES.items():
             for name in names: setattr(pipeline, name, clock(stage, kept[name]))
-        pipeline.stream_candidates, infoutil.data.read_images = stream, clock('decoding', read)
+        pipeline.read_ahead, infoutil.data.read_images = stream, clock('decoding', read, beside=True)
         for k,fn in scores.items(): pipeline.SCORES[k] = clock('score', fn)
         yield took
     finally:

@@ -228,8 +228,9 @@ def _checked_files(root):
         raise StoreError(f"{root/'export.json'} lists files that are no part of an export; what export_set wrote is accepted; do not use it")
     for f,digest in files.items(): _read(root, f, digest)
     own = [f for f in own if os.path.lexists(root/f)]
-    odd = [f for f in own if not (root/f).is_file() or (root/f).is_symlink()]          # in a stranger's set a link could lead to a file of yours
-    if odd: raise StoreError(f"{root/odd[0]} is a link, or no file; a regular file is accepted; do not upload this set")
+    at = root.resolve()                                      # the hub's own downloads are links into `blobs`; in a stranger's set a link could lead to a file of yours
+    fine = lambda p: p.is_file() and any(q in p.resolve().parents for q in (at, at.parent.parent/'blobs'))
+    if odd:=[f for f in own if not fine(root/f)]: raise StoreError(f"{root/odd[0]} is no file of this directory; a regular file is accepted; do not upload this set")
     return [*files, *own]
 
 def _upload(hub, root, repo, private, force, token, message):

@@ -201,3 +201,11 @@ def test_importing_and_distilling_open_no_connection(tmp_path):
     '''
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], capture_output=True, text=True, cwd=tmp_path, timeout=300, env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
     assert out.returncode==0 and out.stdout.split()[-1]=='2', out.stderr[-2000:]
+
+def test_a_link_in_a_strangers_set_uploads_no_file_of_yours(tmp_path):
+    from infoutil.export import _checked_files
+    from infoutil.store import StoreError
+    d = shutil.copytree(Path(__file__).parent/'sets'/'schema1', tmp_path/'set')
+    assert 'README.md' in _checked_files(d)
+    (tmp_path/'secret').write_text('of yours'); (d/'README.md').unlink(); (d/'README.md').symlink_to(tmp_path/'secret')
+    with pytest.raises(StoreError, match='README.md is no file of this directory'): _checked_files(d)
