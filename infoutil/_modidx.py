@@ -561,6 +561,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'infoutil.pipeline._learner_split': ('pipeline.html#_learner_split', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._map_key': ('pipeline.html#_map_key', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._maps': ('pipeline.html#_maps', 'infoutil/pipeline.py'),
+                                   'infoutil.pipeline._maps_in_float32': ('pipeline.html#_maps_in_float32', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._places_by_maps': ('pipeline.html#_places_by_maps', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._preflight': ('pipeline.html#_preflight', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._read_maps': ('pipeline.html#_read_maps', 'infoutil/pipeline.py'),

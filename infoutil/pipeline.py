@@ -220,8 +220,13 @@ def _boxes(phi, seeds, size, cfg):
     if cfg.attribution=='random': return random_windows([seed_from(s, 'place') for s in seeds], cfg.crops, size, sides)
     return windows(noisy_maps(pool_map(phi), cfg.crops, cfg.alpha, seeds), size, sides)
 
+def _maps_in_float32(teacher, cfg):
+    "Whether maps have the noise of float32; that of bfloat16 is a thousand times larger, and there is nothing to be gained by asking again"
+    return cfg.attribution=='grad_cam' or not isinstance(autocast(device_of(teacher.model), cfg.precision), torch.autocast)
+
 def _settled(maps, cands, cfg, exact):
     "Maps with those replaced whose windows float32 leaves open"
+    if not _maps_in_float32(exact.teacher, cfg): return maps
     rows = open_windows(noisy_maps(pool_map(maps), cfg.crops, cfg.alpha, cands.seeds)).nonzero().flatten().tolist()
     if rows: maps = maps.clone(); maps[rows] = exact.maps([cands.files[i] for i in rows], cands.label).to(maps)
     return maps
@@ -385,7 +390,8 @@ def _best(job, table, seen):
 def _written(crops, exact):
     "Crops with scores and maps as they are written down"
     scores = round_scores(crops.score, lambda rows: exact.scores(take_crops(crops, rows)))
-    maps = None if crops.maps is None else round_maps(crops.maps, lambda rows: exact.maps([crops.source[i] for i in rows], crops.label))
+    ask  = (lambda rows: exact.maps([crops.source[i] for i in rows], crops.label)) if _maps_in_float32(exact.teacher, exact.cfg) else lambda rows: crops.maps[rows]
+    maps = None if crops.maps is None else round_maps(crops.maps, ask)
     return replace(crops, score=scores, maps=maps)
 
 def _images_of(job, crops, seen):

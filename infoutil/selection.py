@@ -76,21 +76,23 @@ def concat_crops(
 
 # %% ../nbs/13_selection.ipynb #cf4931f0
 ENDS = ('highest', 'lowest', 'middle')
-CLOSE = 1e-4   # scores of float32 that differ by less than this part of themselves may swap places with another batch size or another machine
+CLOSE = 2e-5   # scores of float32 that differ by less than this part of themselves may swap places with another batch size or another machine
 
 def _in_order(crops, sign, exact):
     "Row numbers by score, source and box; runs of scores that nearly tie are ordered by `exact`, as they are reached"
     score = (sign*crops.score).tolist()
-    key = lambda i, s=score: (s[i], crops.source[i], crops.box[i].tolist())
-    order = sorted(range(len(score)), key=key)
+    what = [(s, *b) for s,b in zip(crops.source, crops.box.tolist())]
+    order = sorted(range(len(score)), key=lambda i: (score[i], what[i]))
     near = lambda i,j: abs(score[i]-score[j])<=CLOSE*max(abs(score[i]), abs(score[j]))
-    while order:
-        n = 1
-        while n<len(order) and near(order[n-1], order[n]): n += 1
-        run, order = order[:n], order[n:]
-        if n>1 and exact is not None:
-            settled = {i: float(f'{sign*float(s):.9g}') for i,s in zip(run, exact(take_crops(crops, run)))}
-            run.sort(key=lambda i: key(i, settled))
+    at = 0
+    while at<len(order):
+        end = at+1
+        while end<len(order) and near(order[end-1], order[end]): end += 1
+        run, at = order[at:end], end
+        one = {what[i]: i for i in run}                # windows of an image may coincide
+        if len(one)>1 and exact is not None:
+            settled = dict(zip(one, (float(f'{sign*float(s):.9g}') for s in exact(take_crops(crops, list(one.values()))))))
+            run.sort(key=lambda i: (settled[what[i]], what[i]))
         yield from run
 
 def _ranked(crops, end, exact):
