@@ -331,7 +331,7 @@ def _maps(job, cands):
     return maps
 
 # %% ../nbs/50_pipeline.ipynb #7b88ec49
-_BLOCK = 32     # candidates that share their passes, in every run: what a process is given of a class is some of its blocks
+_BLOCK = 64     # candidates that share their passes, in every run: what a process is given of a class is some of its blocks
 _PART  = 2**26  # bytes of a class's pixels that are held until its crops are cut: 445 images of 224 px, so that usual classes are decoded once
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ with tempfile.TemporaryDirectory() as tmp:
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('nbdev', 'captum', 'pytest', 'jupyter', 'nbconvert', 'nbclient', 'ipykernel'): raise ModuleNotFoundError(name)
+        if name.split('.')[0] in ('nbdev', 'captum', 'pytest', 'jupyter', 'nbconvert', 'nbclient', 'ipykernel', 'datasets', 'webdataset', 'huggingface_hub', 'accelerate', 'pyarrow'): raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent()); sys.path.insert(0, {tmp+'/site'!r})
 import importlib, infoutil
 assert infoutil.__file__.startswith({tmp!r}), infoutil.__file__
