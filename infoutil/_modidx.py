@@ -549,6 +549,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'infoutil.pipeline._chunk': ('pipeline.html#_chunk', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._class_keys': ('pipeline.html#_class_keys', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._compose': ('pipeline.html#_compose', 'infoutil/pipeline.py'),
+                                   'infoutil.pipeline._cores': ('pipeline.html#_cores', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._files_of': ('pipeline.html#_files_of', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._finish_class': ('pipeline.html#_finish_class', 'infoutil/pipeline.py'),
                                    'infoutil.pipeline._fraction': ('pipeline.html#_fraction', 'infoutil/pipeline.py'),

@@ -94,7 +94,7 @@ def _add_distill(subs):
             ('end', str, None, 'highest, lowest or middle of the ranking; without it lowest, and highest for paper, forgetting and el2n'),
             ('iterations', _whole, None, "steps of sre2l's optimisation, 1 or more; without it 1000"),
             ('precision', str, None, 'float32, bfloat16, or auto: bfloat16 where the hardware has it; without it auto'),
-            ('workers', _whole, 4, 'threads that decode images, 1 or more; does not change the result'),
+            ('workers', _whole, None, 'threads that decode images, 1 or more; without it as many as cores beside the one that computes, up to 4; does not change the result'),
             ('bs', _whole, None, 'network inputs a pass, 1 or more; without it by device, network and free memory; does not change the result'))
     _add_on_error(p, 'takes the next one instead, counts them and lists them in the result')
     p.add_argument('--no-teacher', action='store_true', help='leave the label teacher out of the result; stored and hard labels still work')

@@ -418,6 +418,8 @@ def _fraction(data, valid_frac, teacher):
                            "leave valid_frac (--valid-frac) out, or train another teacher")
     return teacher.held_out if valid_frac is None else valid_frac
 
+def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 def _check_call(teacher, cfg, on_error, workers, bs, choose, kwargs):
     "The settings; refused where the arguments contradict each other"
     if cfg is not None and kwargs: raise InfoUtilError(f"both cfg and {', '.join(kwargs)} came; one of them is accepted; use dataclasses.replace on cfg")
@@ -449,11 +451,11 @@ def _files_of(data, cfg, on_error, workers):
     if on_error=='skip': mine = {int(c):v for raw in gather_all(json.dumps(mine).encode()) for c,v in json.loads(raw).items()}
     return {c:tuple(mine[c][0]) for c in sorted(mine)}, {f:why for c in sorted(mine) for f,why in mine[c][1].items()}
 
-def _check_readable(job, classes):
+def _check_readable(job, classes, workers):
     "Refuse the first image that cannot be read, before the long work; many processes share the reading"
     (rank, size), bad = world(), None
     try:
-        for c in classes[rank::size]: check_images([job.data.root/f for f in job.drawn[c]], job.workers)
+        for c in classes[rank::size]: check_images([job.data.root/f for f in job.drawn[c]], workers)
     except InfoUtilError as e: bad = e
     agree(bad)
 
@@ -545,11 +547,11 @@ def _wave(job, wave, units, reader):
     return None if got is None else [(c, t, o, s) for c,(t,(o,s)) in zip([*wave, *[None]*(size-len(wave))], map(unpack, got))]
 
 # %% ../nbs/50_pipeline.ipynb #e590b485
-def _compose(job, shelf, show_progress):
+def _compose(job, shelf, workers, show_progress):
     "Finish every class that is not on the shelf; only the first process has a shelf"
     rank, size = world()
     todo = json.loads(broadcast(json.dumps([c for c in job.drawn if c not in shelf.done] if shelf else None).encode()))
-    _check_readable(job, todo)
+    _check_readable(job, todo, workers)
     waves = [todo[i:i+size] for i in range(0, len(todo), size)]
     dealt = [[u for i,u in enumerate((c, files) for c in w for files in job.blocks(c)) if i%size==rank] for w in waves]
     reader = read_ahead(job.data, (u for units in dealt for u in units), job.teacher.size, job.cfg.seed, job.workers)
@@ -579,7 +581,7 @@ def distill(
     cache=None,                  # Folder in which attribution maps are kept for other runs that need the same; None: nothing is kept
     work=None,                   # Folder in which finished classes are kept, so that a killed run goes on; a `choose` of your own is known by its name alone; None: nothing is kept
     on_error:str='fail',         # An image that cannot be read: 'fail' names it, 'skip' takes the next one and lists it in the result's `meta['skipped']`
-    workers:int=4,               # Threads that decode, 1 or more; does not change the result
+    workers:int=None,            # Threads that decode, 1 or more; None: as many as cores beside the one that computes, up to 4; does not change the result
     bs:int=None,                 # Network inputs a pass for attribution and scores, 1 or more; None: by device, network and free memory; does not change the result
     show_progress:bool=True,     # A progress bar over classes
     **kwargs,                    # Fields of `DistillConfig`, where `cfg` is None, and `preset`
@@ -592,15 +594,15 @@ def distill(
     cfg = _settle(cfg, teacher.size)
     labeller, which = _label_teacher(cfg, teacher, early)
     t0, first, made = time.time(), world()[0]==0, cfg.method=='sre2l' and choose is None
-    drawn, skipped = ({0: data.train.files}, {}) if made else _files_of(data, cfg, on_error, workers)
-    job = _Job(data, teacher, labeller, cfg, drawn, choose, cache, bs, workers, _Meter(device_of(teacher.model)))
+    drawn, skipped = ({0: data.train.files}, {}) if made else _files_of(data, cfg, on_error, workers or min(4, _cores()))
+    job = _Job(data, teacher, labeller, cfg, drawn, choose, cache, bs, workers or max(1, min(4, _cores()-1)), _Meter(device_of(teacher.model)))
     if not made and choose is None: _check_supply(data, cfg, job.n, drawn)
     if preflight: together(lambda: _preflight(teacher, data, on_error))
     shelf = _together(lambda: _Shelf(job, work) if first else None)
     before = shelf.seconds if first else 0.                    # what an interrupted run has spent
     if made:
         if first and not shelf.done: shelf.add(0, *_synthesise(job, show_progress), job.meter.stages, time.time()-t0)
-    else: _compose(job, shelf, show_progress)
+    else: _compose(job, shelf, workers or min(4, _cores()), show_progress)
     return _assemble(job, shelf, which, skipped, time.time()-t0+before) if first else None
 
 # %% ../nbs/50_pipeline.ipynb #54983616
