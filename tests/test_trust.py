@@ -104,7 +104,7 @@ def test_processes_change_no_byte(world, tmp_path, n):
     assert tree(tmp_path/'one')==tree(tmp_path/'many') and not (tmp_path/'many.run').exists()
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more', [('--method', 'rded'), ('--method', 'herding'), ('--method', 'random_grad_norm'), ('--method', 'sre2l', '--iterations', '5'), ('--on-error', 'skip')], ids=str)
+@pytest.mark.parametrize('more', [('--method', 'rded'), ('--method', 'herding'), ('--method', 'random_grad_norm', '--factor', '2'), ('--method', 'sre2l', '--iterations', '5'), ('--on-error', 'skip')], ids=str)
 def test_processes_change_no_byte_of_other_methods(world, tmp_path, more):
     data = world['folder']
     if '--on-error' in more:
@@ -279,7 +279,7 @@ def test_skip_takes_the_next_image_and_lists_the_broken_ones(world, tmp_path, ca
 # -- large inputs
 
 PEAK = '''
-import random, resource, sys, tempfile, zlib
+import random, sys, tempfile
 from pathlib import Path
 import torch
 from PIL import Image
@@ -297,29 +297,32 @@ with tempfile.TemporaryDirectory() as d:
     t = Teacher(model, 'custom', tuple(f'{c:04d}' for c in range(classes)), 16, (.5,)*3, (.25,)*3)
     run = lambda k: distill(d, t, ipc=1, factor=2, budget=32, candidates=k, valid_frac=.0001, show_progress=False, preflight=False)
     run(8)                                                        # what torch itself takes
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ds = run(n)
-    print(len(ds), before//1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
+    print(len(ds), next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))//1024)      # ru_maxrss would know the parent's peak
 '''
 
 def peak(n, classes, size=16):
     "MiB of the process at the end, for `n` candidates of so many classes"
     p = subprocess.run([sys.executable, '-c', PEAK, str(n), str(classes), str(size)], env=ENV, capture_output=True, text=True)
     assert p.returncode==0, p.stderr[-2000:]
-    made, before, after = map(int, p.stdout.split()[-3:])
+    made, after = map(int, p.stdout.split()[-2:])
     assert made==classes
     return after
 
+on_linux = pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='the peak is read from Linux')
+
+@on_linux
 def test_memory_does_not_grow_with_the_images(world):
     few, many = peak(300, 2), peak(1200, 2)
     assert many-few<12, (few, many)
 
+@on_linux
 @pytest.mark.slow
 def test_memory_at_2000_8000_and_32000_images(world):
     peaks = {n: peak(n, 2) for n in (2000, 8000, 32000)}
-    wide  = {n: peak(n, 1000) for n in (4000, 16000)}
+    wide  = {n: peak(n, 1000) for n in (6000, 18000)}
     print(f'\nMiB by candidates of 2 classes: {peaks}; of 1,000 classes: {wide}')
-    assert peaks[32000]-peaks[2000]<40 and wide[16000]-wide[4000]<40, (peaks, wide)
+    assert peaks[32000]-peaks[2000]<40 and wide[18000]-wide[6000]<40, (peaks, wide)
 
 def test_copies_across_the_parts_are_counted(world, tmp_path):
     folder = shutil.copytree(world['folder'], tmp_path/'digits')
