@@ -593,6 +593,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'infoutil.processes': { 'infoutil.processes.ProcessError': ('processes.html#processerror', 'infoutil/processes.py'),
                                     'infoutil.processes._bytes': ('processes.html#_bytes', 'infoutil/processes.py'),
                                     'infoutil.processes._device': ('processes.html#_device', 'infoutil/processes.py'),
+                                    'infoutil.processes._lengths': ('processes.html#_lengths', 'infoutil/processes.py'),
                                     'infoutil.processes._meeting': ('processes.html#_meeting', 'infoutil/processes.py'),
                                     'infoutil.processes._tensor': ('processes.html#_tensor', 'infoutil/processes.py'),
                                     'infoutil.processes.agree': ('processes.html#agree', 'infoutil/processes.py'),

@@ -385,31 +385,7 @@ def _open_run(folder, settings, path):
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise OutputError(f"{file} cannot be read ({e}); the file that was written is accepted; remove {folder} to start anew") from e
     if odd:=_differences(old, settings): raise OutputError(f"{folder} holds a run that was started with other settings ({', '.join(odd)}); the same settings go on with it; {again}")
 
-# %% ../nbs/00_core.ipynb #9a0ca8b6
-@contextmanager
-def resumable(
-    path,               # The output directory that the run makes
-    settings:dict,      # All that the result depends on, as JSON: a run is only taken up under the same
-    force:bool=False,   # Whether an older result of infoutil may be replaced
-)->Run:                 # Hands out a `Run`: keep what is finished in `.folder`, fill `.out`, leave at once where `.done`
-    "Make a directory by work that survives a kill: what is finished lies in `path`.run, and the next run goes on from there"
-    real = Path(os.path.realpath(path))
-    folder = real.with_name(real.name+'.run')
-    done = (folder/'done').exists() and real.exists() and not (folder/'out').exists()       # killed between the last two steps
-    if not done: check_new(path, force)
-    with _parents(folder):
-        with _writing(folder, 'made'): folder.mkdir(exist_ok=True)
-        for p in [p for p in folder.parent.iterdir() if p.name.startswith(f'.{folder.name}.old')]: shutil.rmtree(p, ignore_errors=True)      # killed in its last moment
-        with _locked(folder/'lock', path):
-            _open_run(folder, settings, path)
-            try:
-                yield from _held_run(folder, real, path, force, done)
-                _clear(folder)
-            except BaseException:
-                shutil.rmtree(folder/'out', ignore_errors=True)
-                if not _kept(folder): shutil.rmtree(folder, ignore_errors=True)
-                raise
-
+# %% ../nbs/00_core.ipynb #6ca7273f
 def _held_run(folder, real, path, force, done):
     "The run of an open directory, and its end"
     if done: yield Run(folder, real, True); return
@@ -445,6 +421,31 @@ def _finish(folder, real, path, force):
     with _writing(path):
         (folder/'done').touch()
         _put(folder/'out', real, force)
+
+# %% ../nbs/00_core.ipynb #9a0ca8b6
+@contextmanager
+def resumable(
+    path,               # The output directory that the run makes
+    settings:dict,      # All that the result depends on, as JSON: a run is only taken up under the same
+    force:bool=False,   # Whether an older result of infoutil may be replaced
+)->Run:                 # Hands out a `Run`: keep what is finished in `.folder`, fill `.out`, leave at once where `.done`
+    "Make a directory by work that survives a kill: what is finished lies in `path`.run, and the next run goes on from there"
+    real = Path(os.path.realpath(path))
+    folder = real.with_name(real.name+'.run')
+    done = (folder/'done').exists() and real.exists() and not (folder/'out').exists()       # killed between the last two steps
+    if not done: check_new(path, force)
+    with _parents(folder):
+        with _writing(folder, 'made'): folder.mkdir(exist_ok=True)
+        for p in [p for p in folder.parent.iterdir() if p.name.startswith(f'.{folder.name}.old')]: shutil.rmtree(p, ignore_errors=True)      # killed in its last moment
+        with _locked(folder/'lock', path):
+            _open_run(folder, settings, path)
+            try:
+                yield from _held_run(folder, real, path, force, done)
+                _clear(folder)
+            except BaseException:
+                shutil.rmtree(folder/'out', ignore_errors=True)
+                if not _kept(folder): shutil.rmtree(folder, ignore_errors=True)
+                raise
 
 # %% ../nbs/00_core.ipynb #26c8de85
 def toy_batch(

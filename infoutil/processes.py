@@ -63,6 +63,12 @@ def _tensor(raw, n, dev):
     if raw: t[:len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
     return t.to(dev)
 
+def _lengths(payload, size, dev):
+    "How long the pieces of all processes are"
+    lens = [torch.zeros(1, dtype=torch.int64, device=dev) for _ in range(size)]
+    dist.all_gather(lens, torch.tensor([len(payload)], device=dev))
+    return [int(l) for l in lens]
+
 def gather_all(
     payload:bytes,   # This process's piece, of any length
 )->list:             # Every process's piece, in the order of their numbers
@@ -71,9 +77,7 @@ def gather_all(
     if size==1: return [payload]
     with _meeting('gathering results'):
         dev = _device()
-        lens = [torch.zeros(1, dtype=torch.int64, device=dev) for _ in range(size)]
-        dist.all_gather(lens, torch.tensor([len(payload)], device=dev))
-        n = [int(l) for l in lens]
+        n = _lengths(payload, size, dev)
         out = [torch.zeros(max(n), dtype=torch.uint8, device=dev) for _ in range(size)]
         if max(n): dist.all_gather(out, _tensor(payload, max(n), dev))
         return [_bytes(t[:k]) for t,k in zip(out, n)]
@@ -101,9 +105,7 @@ def gather(
     if size==1: return [payload]
     with _meeting('gathering results'):
         dev = _device()
-        lens = [torch.zeros(1, dtype=torch.int64, device=dev) for _ in range(size)]
-        dist.all_gather(lens, torch.tensor([len(payload)], device=dev))
-        n = [int(l) for l in lens]
+        n = _lengths(payload, size, dev)
         if rank:
             if n[rank]: dist.send(_tensor(payload, n[rank], dev), 0)
             return None
