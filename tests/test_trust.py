@@ -116,6 +116,13 @@ def test_processes_change_no_byte_of_other_methods(world, tmp_path, more):
     assert code==0, text
     assert tree(tmp_path/'one')==tree(tmp_path/'many')
 
+@pytest.mark.slow
+def test_accelerate_launches_the_same(world, tmp_path):
+    assert main(command(world, tmp_path/'one'))==0
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'infoutil']      # its CPU form asks for MPI
+    p = subprocess.run([*launch, *command(world, tmp_path/'many')], env=ENV, capture_output=True, text=True, timeout=300)
+    assert p.returncode==0 and tree(tmp_path/'one')==tree(tmp_path/'many'), p.stderr[-2000:]
+
 def test_a_mistake_ends_all_processes_with_its_sentence(world, tmp_path):
     (tmp_path/'full').mkdir(); (tmp_path/'full'/'thesis.txt').touch()
     code, text = finish(start(command(world, tmp_path/'full'), 2))
