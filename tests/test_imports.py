@@ -1,13 +1,13 @@
 "Modules import only modules of lower number, and their public names are importable"
-import ast, importlib, re
+import ast, importlib, json, re
 from pathlib import Path
 import pytest
 
 root = Path(__file__).parents[1]
 number = {}
 for p in sorted((root/'nbs').glob('[0-9]*.ipynb')):
-    n, _, mod = p.stem.partition('_')
-    number[mod] = int(n)
+    mod = re.match(r'#\| default_exp (\w+)', ''.join(json.loads(p.read_text(encoding='utf-8'))['cells'][0]['source']))[1]      # __main__ is the page 53_main
+    number[mod] = int(p.stem.partition('_')[0])
 
 def imports(mod):
     "Names of the infoutil modules that a module imports"

@@ -48,13 +48,14 @@ def rewritten(path, rows=None, grid=None):
 
 def template(path, monkeypatch):
     "What the template shows for a directory, as HTML, run in this process"
+    before = plt.get_fignums()                 # of other tests
     shown = []
     monkeypatch.setattr(R, '_display', shown.append)
     monkeypatch.chdir(path)
     names = {}
     for c in R._fresh_notebook().cells:
         if c.cell_type=='code': exec(compile(c.source, c.source.split('\n')[0], 'exec'), names)
-    assert not plt.get_fignums(), 'a figure was left open'
+    assert plt.get_fignums()==before, 'a figure was left open'
     return '\n'.join(shown)
 
 NASTY = '<script>alert(1)</script>|$x$'
