@@ -6,7 +6,11 @@
 __all__ = []
 
 # %% ../nbs/53_main.ipynb #d8080724
-import sys
+import os, sys
 from .cli import main
 
-if __name__=='__main__' and '__file__' in globals(): sys.exit(main())   # not inside a notebook
+if __name__=='__main__' and '__file__' in globals():         # not inside a notebook
+    code = main()
+    sys.stdout.flush(); sys.stderr.flush()
+    if os.environ.get('WORLD_SIZE', '1')!='1': os._exit(code)   # threads of a left group may abort the process while Python takes itself down
+    sys.exit(code)

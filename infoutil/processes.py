@@ -40,7 +40,9 @@ def start_processes(
     if lost: raise ProcessError(f"WORLD_SIZE says {launched()} processes and {', '.join(lost)} did not come; the variables of torchrun or accelerate launch are accepted; start with torchrun --nproc-per-node N -m infoutil")
     if cuda:=torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     with _meeting('joining the group'): dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(seconds=timeout))
-    try: yield world()
+    try:
+        yield world()
+        with _meeting('leaving the group'): dist.barrier()          # one that ends early would take the others' connection with it
     finally: dist.destroy_process_group()
 
 @contextmanager

@@ -1,5 +1,5 @@
 "Same seed, same bytes; work that survives a kill; many processes, one engine"
-import copy, json, os, random, shutil, signal, socket, subprocess, sys, time
+import copy, json, os, random, shutil, signal, socket, subprocess, sys, time, weakref
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
@@ -172,11 +172,16 @@ def duration(world, tmp_path):
     assert code==0, text
     return time.time()-t0, tree(tmp_path/'want')
 
-def test_killed_at_random_moments(world, tmp_path):
+def test_killed_when_a_class_is_finished_and_at_a_random_moment(world, tmp_path):
     seconds, want = duration(world, tmp_path)
-    g = random.Random(0)
-    got, kills = kill_and_finish(world, tmp_path, [seconds*(.4+.6*g.random()) for _ in range(2)], want=want)
-    assert got==want and kills
+    p, end = start(command(world, tmp_path/'out')), time.time()+120
+    while p.poll() is None and not list((tmp_path/'out.run').glob('class_*')) and time.time()<end: time.sleep(.01)
+    if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
+    if not (tmp_path/'out').exists(): assert list((tmp_path/'out.run').glob('class_*'))
+    code, text = finish(start(command(world, tmp_path/'out'))) if (tmp_path/'out.run').exists() else (0, '')
+    assert code==0 and tree(tmp_path/'out')==want and not (tmp_path/'out.run').exists(), text
+    assert kill_and_finish(world, tmp_path, [seconds*(.3+.5*random.Random(0).random())], want=want)[0]==want
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(world, tmp_path):
@@ -321,7 +326,25 @@ def peak(n, classes, size=16, hold=-1):
 
 on_linux = pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='the peak is read from Linux')
 
+def test_no_more_than_a_few_blocks_of_images_are_held(world, monkeypatch):
+    import infoutil.pipeline as pipeline
+    monkeypatch.setattr(pipeline, '_BLOCK', 4); monkeypatch.setattr(pipeline, '_PART', 0)       # what a class may hold until its crops are cut set aside
+    read, most = pipeline.read_ahead, {}
+    def counted(n):
+        alive = []
+        def watched(*args, **kw):
+            for c in read(*args, **kw):
+                alive.append(weakref.ref(c.images))
+                most[n] = max(most.get(n, 0), sum(r() is not None for r in alive))
+                yield c
+        return watched
+    for n in (12, 60):
+        monkeypatch.setattr(pipeline, 'read_ahead', counted(n))
+        distill(world['data'], world['teacher'], method='random_grad_norm', factor=2, ipc=1, candidates=n, show_progress=False, preflight=False)
+    assert most[12]==most[60]<=3, most
+
 @on_linux
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(world):
     few, many = [peak(n, 2, 96, hold=0) for n in (300, 1200)]       # what a class may hold until its crops are cut (64 MiB) set aside: 24 MiB of pixels more
     assert many-few<12, (few, many)
