@@ -392,7 +392,7 @@ def _stoppable():
     finally: signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
 # %% ../nbs/52_cli.ipynb #51c00004
-def _say(text): print(f'infoutil: {text}', file=sys.stderr)
+def _say(text): print(f'infoutil: {text}\n', end='', file=sys.stderr)       # one write: several processes may speak at once
 
 def _check_alone(a):
     "Refuse a group of processes for what one does"

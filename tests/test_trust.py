@@ -132,10 +132,10 @@ def test_a_mistake_ends_all_processes_with_its_sentence(world, tmp_path):
 
 def test_a_lost_process_ends_the_run_and_its_work_is_kept(world, tmp_path):
     assert main(command(world, tmp_path/'want'))==0
-    p = start(command(world, tmp_path/'out'), 2)
-    end = time.time()+240
+    p, end = start(command(world, tmp_path/'out'), 2), time.time()+240
     while p.poll() is None and not list((tmp_path/'out.run').glob('class_*')) and time.time()<end: time.sleep(.05)
     kids = [int(k) for k in subprocess.run(['pgrep', '-P', str(p.pid)], capture_output=True, text=True).stdout.split()]
+    assert kids, 'the run ended before a process could be lost: give it more to do'
     os.kill(kids[-1], signal.SIGKILL)
     code, text = finish(p)
     assert code!=0 and ('was lost or did not answer' in text or 'SIGKILL' in text or 'Signal 9' in text), text
