@@ -316,7 +316,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'infoutil.data._image_size': ('data.html#_image_size', 'infoutil/data.py'),
                                'infoutil.data._in_threads': ('data.html#_in_threads', 'infoutil/data.py'),
                                'infoutil.data._list_split': ('data.html#_list_split', 'infoutil/data.py'),
-                               'infoutil.data._open_file': ('data.html#_open_file', 'infoutil/data.py'),
                                'infoutil.data._open_image': ('data.html#_open_image', 'infoutil/data.py'),
                                'infoutil.data._part': ('data.html#_part', 'infoutil/data.py'),
                                'infoutil.data._posix': ('data.html#_posix', 'infoutil/data.py'),

@@ -45,7 +45,7 @@ def _add(p, *rows):
     "Options from rows (name, type, default, help); where the default is None the help says what then happens"
     for name, kind, default, text in rows:
         short = ['-o'] if name=='out' else []
-        p.add_argument(*short, f'--{name}', type=kind, default=default, metavar={_whole:'N', _wholes:'N,N', _names:'NAMES', _number:'X'}.get(kind, 'PATH' if short else 'NAME'),
+        p.add_argument(*short, f'--{name}', type=kind, default=default, metavar={'out':'PATH', 'test':'DATA', 'message':'TEXT'}.get(name) or {_whole:'N', _wholes:'N,N', _names:'NAMES', _number:'X'}.get(kind, 'NAME'),
                        help=text if default in (None, ()) else f'{text} (default: {default})')
 
 # %% ../nbs/52_cli.ipynb #51c00001
@@ -89,13 +89,13 @@ def _add_distill(subs):
             ('alpha', _number, None, 'noise on the pooled map in its own standard deviations, 0 or more; without it 2; of no use where a window is the whole image'),
             ('crops', _whole, None, 'windows an image, 1 or more; without it 5, and 1 where a window is the whole image'),
             ('min-area', _number, None, "smallest window as a part of the image's area, above 0; without it 1/factor^2, what a tile has room for, and 0.25 for paper"),
-            ('max-area', _number, None, "largest window as a part of the image's area, --min-area to 1; without it 1/factor^2, or --min-area where that is larger"),
+            ('max-area', _number, None, "largest window as a part of the image's area, --min-area to 1; without it 1/factor^2, or --min-area where that is larger, and 0.25 for paper"),
             ('score', str, None, 'what windows are ranked by: grad_norm, loss or el2n; without it grad_norm'),
             ('end', str, None, 'highest, lowest or middle of the ranking; without it lowest, and highest for paper, forgetting and el2n'),
             ('iterations', _whole, None, "steps of sre2l's optimisation, 1 or more; without it 1000"),
             ('precision', str, None, 'float32, bfloat16, or auto: bfloat16 where the hardware has it; without it auto'),
             ('workers', _whole, None, 'threads that decode images, 1 or more; without it as many as cores beside the one that computes, up to 4; does not change the result'),
-            ('bs', _whole, None, 'network inputs a pass, 1 or more; without it by device, network and free memory; does not change the result'))
+            ('bs', _whole, None, 'network inputs a pass, 1 or more, for infoutil, shapley_loss, grad_cam and random_grad_norm; without it by device, network and free memory; does not change the result'))
     _add_on_error(p, 'takes the next one instead, counts them and lists them in the result')
     p.add_argument('--no-teacher', action='store_true', help='leave the label teacher out of the result; stored and hard labels still work')
     _add_force(p)
@@ -124,7 +124,7 @@ def _add_evaluate(subs):
             ('arch', str, None, 'student network, such as convnet3 or resnet18; without it the one that judged the set'),
             ('labels', str, None, "online (the set's teacher labels every view), stored (one label a patch), views (stored labels of every view, where the set has them) or hard; without it online, and hard under the protocol hard"),
             ('protocol', str, 'rded', 'rded, paper (adds AutoAugment), rd3 (400 epochs of Adam in batches of 50), plain (no augmentation) or hard (cross-entropy on hard labels)'),
-            ('epochs', _whole, None, "passes over the distilled set, 1 or more; without it the protocol's 300"),
+            ('epochs', _whole, None, "passes over the distilled set, 1 or more; without it the protocol's (300, and 400 for rd3)"),
             ('repeats', _whole, 3, 'students to train, each from its own seed, 1 or more'), ('seed', _whole, 0, 'seed of the first student; the next has the next seed'),
             ('precision', str, 'auto', 'float32, bfloat16, or auto: bfloat16 where the hardware has it'), ('out', str, None, 'JSON file for the result; without it the result is only printed'))
 
@@ -140,7 +140,7 @@ def _add_compare(subs):
     p.add_argument('--teacher', required=True, metavar='DIR', help='directory written by `infoutil teacher`')
     p.add_argument('-o', '--out', required=True, metavar='PATH', help='directory of the comparison; one that was started with the same settings goes on')
     # None leaves an axis to the table, or to its default
-    _add(p, ('methods', _names, None, 'between commas, settings after colons: infoutil,infoutil:alpha=0,rded:crops=1; random is always among them; without it infoutil,rded,random'),
+    _add(p, ('methods', _names, None, 'those of `infoutil distill`, between commas, with settings after colons: infoutil,infoutil:preset=paper,infoutil:alpha=0:per_image=2,rded:crops=1; random is always among them; without it infoutil,rded,random'),
             ('ipc', _wholes, None, 'images per class, such as 1,10,50; without it 1,10'),
             ('labels', _names, None, "online (the label teacher labels every view), stored (one label a patch), views (stored labels of every view) or hard; without it online"),
             ('label-teachers', _names, None, "early, converged, other states in the teacher's directory, all, or auto: early up to 10 images per class; without it auto"),
@@ -152,13 +152,14 @@ def _add_compare(subs):
             ('every', _whole, None, 'also measure every so many epochs, for curves and the best epoch'),
             ('test', str, None, 'real images to measure on; without it the test part of DATA'),
             ('factor', _whole, None, 'tiles along one side of an image; without it 1 up to 64 px and for methods of whole images, else 2'),
-            ('candidates', _whole, None, 'images of each class to look at; without it 300'), ('budget', _whole, None, 'model calls an image for its Shapley values; without it 64'),
+            ('candidates', _whole, None, 'images of each class to look at; without it 300'), ('budget', _whole, None, 'model calls an image for its Shapley values; without it 64, and all 65536 for exact'),
             ('min-area', _number, None, "smallest window as a part of the image's area; without it 1/factor^2"), ('max-area', _number, None, "largest window; without it 1/factor^2"),
             ('iterations', _whole, None, "steps of sre2l's optimisation; without it 1000"),
             ('jobs', _whole, None, 'processes side by side; without it as many as cores up to 4 on a CPU, 1 with a GPU'))
     p.add_argument('--one-set', action='store_true', help='distil once and repeat the student alone; the spread then lacks what another draw of candidates would change')
     p.add_argument('--extend', action='store_true', help='let a comparison that was started grow by methods, images, labels, networks or repeats')
 
+# %% ../nbs/52_cli.ipynb #b1e5b4d4
 def _add_report(subs):
     p = _sub(subs, 'report', 'Make a page of tables and pictures from a comparison.', run_report)
     p.add_argument('dir', metavar='DIR', help='directory written by `infoutil compare`')
@@ -303,6 +304,7 @@ def run_compare(
                     jobs=_jobs(a.jobs), extend=a.extend, **own)
     print(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The whole report: infoutil report {a.out}')
 
+# %% ../nbs/52_cli.ipynb #fdf566a3
 def run_report(
     a,        # Parsed arguments of `infoutil report`
 )->None:      # Nothing; the page is written

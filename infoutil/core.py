@@ -160,6 +160,7 @@ def sha256(
         while b:=f.read(1<<20): h.update(b)
     return h.hexdigest()
 
+# %% ../nbs/00_core.ipynb #850350e0
 def _seal(obj): return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
 
 def sealed(
@@ -205,7 +206,7 @@ _OURS = (({'infoutil.json', 'train'},              {'run.json', 'README.md', 'pr
          ({'table.md', 'digits', 'teacher'}, {f'{m}{end}' for m in ('infoutil', 'rded', 'random') for end in ('', '.json')}|{'infoutil.png'}))
 
 def _is_ours(names):
-    "Whether a directory of these names was written by infoutil: a set, a comparison, the demo, or the states of a teacher"
+    "Whether a directory of these names was written by infoutil: a set, a comparison, an export, the demo, or the states of a teacher"
     rest  = names-{'run.json'}
     stems = {n.rpartition('.')[0] for n in rest}
     teacher = 'converged' in stems and rest=={f'{s}.{end}' for s in stems for end in ('json', 'safetensors')}

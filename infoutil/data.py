@@ -11,7 +11,7 @@ __all__ = ['SPECS', 'IMAGE_SUFFIXES', 'SKETCH', 'DatasetSpec', 'read_image', 're
 
 # %% ../nbs/01_data.ipynb #62b4e95f
 from .core import *
-import hashlib, http.client, os, re, stat, tarfile, warnings, zipfile
+import hashlib, http.client, os, re, tarfile, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -77,17 +77,10 @@ def _reading(path):
     except Exception as e:       # a damaged file can raise anything in one decoder or another
         raise DataError(f"{_shown(path)} cannot be read as an image ({_reason(e)}); {', '.join(_FORMATS)} are accepted; repair or remove the file") from e
 
-def _open_file(path):
-    "Open a regular file for reading, without waiting for anything else that has its name"
-    f = open(path, 'rb', opener=lambda p,flags: os.open(p, flags|getattr(os, 'O_NONBLOCK', 0)))
-    if stat.S_ISREG(os.fstat(f.fileno()).st_mode): return f
-    f.close()
-    raise OSError(0, 'it is a pipe or a device')
-
 @contextmanager
 def _open_image(path):
     "Pillow's image of a file, of which the header has been read"
-    with _open_file(path) as f, Image.open(f, formats=_FORMATS) as im:
+    with open_file(path) as f, Image.open(f, formats=_FORMATS) as im:
         (w, h), most = im.size, Image.MAX_IMAGE_PIXELS       # Pillow itself only warns up to twice its limit
         if most and w*h>most: raise ValueError(f'{w} x {h} pixels are more than {most}, the limit PIL.Image.MAX_IMAGE_PIXELS')
         yield im
@@ -424,7 +417,7 @@ SKETCH = 2**16   # fingerprints that a training run keeps
 def _fingerprint(path, part=2048):
     "A digest of a file's length and ends"
     try:
-        with _open_file(path) as f:
+        with open_file(path) as f:
             n = os.fstat(f.fileno()).st_size
             head = f.read(part)
             f.seek(max(part, n-part))

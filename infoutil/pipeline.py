@@ -361,6 +361,7 @@ class _Job:
         step = _BLOCK if self.by_blocks else len(fs)
         return [fs[i:i+step] for i in range(0, len(fs), step)]
 
+# %% ../nbs/50_pipeline.ipynb #0959b6b3
 def _table(job, cands):
     "Crops of some candidates of a class with their scores; all that may be chosen, or the choice of a method that sees the whole class"
     if job.by_blocks:
@@ -654,6 +655,7 @@ def learner_teacher(
     return Teacher(learn.model.eval(), getattr(learn, 'arch', None) if isinstance(getattr(learn, 'arch', None), str) else 'custom',
                    tuple(map(str, learn.dls.vocab)), x.shape[-1], *stats)
 
+# %% ../nbs/50_pipeline.ipynb #5ee918ab
 def learner_data(
     learn:Learner,   # A fastai learner over image files
 )->ImageData:        # Its files and labels, class order as its vocab

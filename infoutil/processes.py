@@ -71,6 +71,7 @@ def _lengths(payload, size, dev):
     dist.all_gather(lens, torch.tensor([len(payload)], device=dev))
     return [int(l) for l in lens]
 
+# %% ../nbs/01_processes.ipynb #ab4ceb40
 def gather_all(
     payload:bytes,   # This process's piece, of any length
 )->list:             # Every process's piece, in the order of their numbers
@@ -84,6 +85,7 @@ def gather_all(
         if max(n): dist.all_gather(out, _tensor(payload, max(n), dev))
         return [_bytes(t[:k]) for t,k in zip(out, n)]
 
+# %% ../nbs/01_processes.ipynb #66374a4e
 def broadcast(
     payload:bytes=b'',   # The first process's piece; those of the others do not count
 )->bytes:                # The first process's piece, in every process

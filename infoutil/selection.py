@@ -106,7 +106,7 @@ def _ranked(crops, end, exact):
 def rank_crops(
     crops:Crops,          # Candidates of one class, m of them
     end:str='highest',    # What comes first: 'highest' score, 'lowest' score, or 'middle' rank
-    exact=None,           # `exact(crops) -> scores` in higher precision, asked where scores nearly tie, see `settle.exact_scores`; None: the scores are taken as they are
+    exact=None,           # `exact(crops) -> scores` in higher precision, asked where scores nearly tie, see `settle.ExactJudge.scores`; None: the scores are taken as they are
 )->list:                  # Row numbers, best first, length m
     "Order the rows of `crops` so that the ones to keep come first"
     return list(_ranked(crops, check_choice('end of the ranking', end, ENDS), exact))

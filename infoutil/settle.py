@@ -38,6 +38,7 @@ class ExactJudge:
         y:Tensor,    # Classes (n,)
     )->Tensor:       # float64 (n,), on the CPU
         "Scores of crops"
+        check_choice('score', score, SCORES)
         return self._ask(SCORES[score], x, y)
     def maps(self,
         attribute,   # `attribute(model, x, y) -> maps`
@@ -53,7 +54,7 @@ OPEN = 5e-4   # distance of the two highest cells, in deviations of the map, bel
 def open_windows(
     maps:Tensor,   # Noisy maps (n, crops, g, g), the noise-free one last, see `crop.noisy_maps`
 )->Tensor:         # bool (n,)
-    "Of which images a window could lie elsewhere on another day"
+    "Which images have a window that another run could place elsewhere"
     if not maps.numel() or maps.shape[-1]<2: return torch.zeros(len(maps), dtype=torch.bool)
     top, std = maps.flatten(2).topk(2, dim=2).values, maps[:, -1].flatten(1).std(1, correction=0)
     return ((top[..., 0]-top[..., 1])<=OPEN*std[:, None]).any(1)

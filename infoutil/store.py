@@ -264,7 +264,7 @@ configs:
 # {head}
 
 {n_classes} classes, {n} images of {size} x {size} pixels, {tiles}. Method `{method}`; label teacher: {teacher}.{views}
-Written by infoutil {version}; `infoutil.json` holds every setting and a digest of every file, `provenance.jsonl` where each patch was cut from.
+Written by infoutil {version}; `infoutil.json` holds every setting and a digest of every image, label and weight, `provenance.jsonl` where each patch was cut from.
 
 {preview}
 
@@ -471,6 +471,7 @@ def _decode(raw, size, f):
         if isinstance(e, StoreError): raise
         raise StoreError(f"{f} cannot be read as a PNG ({e}); the image that was written is accepted; {_AGAIN}") from e
 
+# %% ../nbs/22_store.ipynb #73c972f0
 def _load_labels(root, files):
     "The stored logits, or None"
     if _LABELS not in files: return None
@@ -486,6 +487,7 @@ def _load_origin(root, digest):
     if not all(isinstance(p, dict) for p in origin): raise StoreError(f"{root/_ORIGIN} has a line that is no JSON object; the file that was written is accepted; {_AGAIN}")
     return origin
 
+# %% ../nbs/22_store.ipynb #6a3e9fd4
 def _load_views(root, files, recipe, m):
     "The labels of views, or None"
     if (_VIEWS in files)!=(recipe is not None):
@@ -501,6 +503,7 @@ def _load_views(root, files, recipe, m):
     except InfoUtilError as e: raise StoreError(f"{root/_VIEWS} cannot be used: {e}") from e
     except (ValueError, OverflowError, RuntimeError, TypeError) as e: raise StoreError(f"{root/_VIEWS} cannot be used ({type(e).__name__}: {e}); the recipe that was written is accepted; {_AGAIN}") from e
 
+# %% ../nbs/22_store.ipynb #0d2257ff
 def _load_label_teacher(root, files, classes, device, model):
     "The label teacher, or None"
     if not set(_TEACHER)&set(files): return None

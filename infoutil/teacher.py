@@ -219,8 +219,8 @@ class TrainingRecord:
     peak_bytes:int=None  # The most memory held during the run, see `measure`; None where nothing can measure it
     skipped:tuple=()     # A dict for each image that was left out: file, reason
     def __repr__(self):
-        out = f', {len(self.skipped)} left out' if self.skipped else ''
-        return f'TrainingRecord({len(self.files)} images{out}, {len(self.curve)} epochs, {int(self.forgetting.sum())} forgetting events, {self.seconds:.0f} s)'
+        out, never = f', {len(self.skipped)} left out' if self.skipped else '', self.forgetting==len(self.curve)
+        return f'TrainingRecord({len(self.files)} images{out}, {len(self.curve)} epochs, {int(self.forgetting[~never].sum())} forgetting events, {int(never.sum())} images never right, {self.seconds:.0f} s)'
 
 def save_record(
     record:TrainingRecord,   # What to save
