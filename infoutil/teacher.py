@@ -620,7 +620,7 @@ def _digest(*parts): return hashlib.sha256(json.dumps(parts).encode()).hexdigest
 
 def _settings(learn, data, plan, states, kwargs):
     "What a run depends on; another one of these is another run"
-    files = lambda s: f"{len(s)} of digest {_digest([Path(f).as_posix() for f in s.files], s.labels)}"
+    files = lambda s: f"{len(s)} of digest {_digest([Path(f).as_posix() for f in s.files], s.labels, fingerprints(s.paths()).tolist())}"
     weights = hashlib.sha256(pack(learn.model.state_dict())).hexdigest()[:16]          # of a network of the user's own, too
     return dict(plan, states=states, arch=learn.arch, size=learn.size, initial_weights=weights, classes=list(data.classes), training_images=files(data.train), validation_images=files(data.valid),
                 held_out=data.held_out, processes=world()[1], device=learn.dls.device.type, **{k:v for k,v in kwargs.items() if k in ('bs', 'augment', 'precision')})

@@ -3,6 +3,7 @@ import copy, json, os, random, shutil, signal, socket, subprocess, sys, time, we
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
+from PIL import Image
 from infoutil.cli import main
 from infoutil.core import InfoUtilError, OutputError
 from infoutil.data import fetch_data, load_data
@@ -233,6 +234,22 @@ def test_a_class_whose_file_was_cut_or_altered_or_whose_images_changed_is_made_a
     monkeypatch.setattr(pipeline, '_finish_class', lambda job, table, seen: made.append(table.label) or finish_class(job, table, seen))
     got = run(work=tmp_path/'work')
     assert made==[0, 1, 7]
+    assert saved(got, tmp_path/'got')==saved(run(), tmp_path/'want')
+
+def test_one_changed_byte_of_an_image_makes_its_class_again(world, tmp_path, monkeypatch):
+    import infoutil.pipeline as pipeline
+    for c in world['data'].classes:
+        for f in sorted((world['folder']/'train'/c).iterdir())[:6]:
+            (tmp_path/'bmp'/c).mkdir(parents=True, exist_ok=True)
+            Image.open(f).resize((64, 64)).save(tmp_path/'bmp'/c/f'{f.stem}.bmp')
+    run = lambda **kw: distill(tmp_path/'bmp', world['teacher'], world['early'], **{**small, 'candidates': 4, 'valid_frac': .2, **kw})
+    run(work=tmp_path/'work')
+    for p in sorted((tmp_path/'bmp'/'7').iterdir()):                # as long as before, with the same beginning and end
+        raw = bytearray(p.read_bytes()); raw[len(raw)//2] ^= 255; p.write_bytes(raw)
+    made, finish_class = [], pipeline._finish_class
+    monkeypatch.setattr(pipeline, '_finish_class', lambda job, table, seen: made.append(table.label) or finish_class(job, table, seen))
+    got = run(work=tmp_path/'work')
+    assert made==[7]
     assert saved(got, tmp_path/'got')==saved(run(), tmp_path/'want')
 
 def test_other_settings_do_not_go_on_with_a_run(world, tmp_path, monkeypatch, capsys):
