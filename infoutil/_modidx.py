@@ -883,6 +883,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'infoutil.store._hub_sentence': ('store.html#_hub_sentence', 'infoutil/store.py'),
                                 'infoutil.store._hub_status': ('store.html#_hub_status', 'infoutil/store.py'),
                                 'infoutil.store._is_about': ('store.html#_is_about', 'infoutil/store.py'),
+                                'infoutil.store._is_absolute': ('store.html#_is_absolute', 'infoutil/store.py'),
                                 'infoutil.store._json': ('store.html#_json', 'infoutil/store.py'),
                                 'infoutil.store._load_label_teacher': ('store.html#_load_label_teacher', 'infoutil/store.py'),
                                 'infoutil.store._load_labels': ('store.html#_load_labels', 'infoutil/store.py'),

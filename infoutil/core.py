@@ -381,7 +381,9 @@ def _open_run(folder, settings, path):
         if odd:=[p.name for p in folder.iterdir() if p.name not in ('lock', 'done', 'out') and f'{_RUN}.tmp' not in p.name]:
             raise OutputError(f"{folder} holds files that infoutil did not write ({', '.join(sorted(odd)[:3])}); the run directory of {path} goes there; move them")
         return write_json(file, dict(schema=1, settings=settings))
-    try: old = json.loads(file.read_text(encoding='utf-8'))['settings']
+    try:
+        old = json.loads(file.read_text(encoding='utf-8'))['settings']
+        if not isinstance(old, dict): raise TypeError('it holds no settings')
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise OutputError(f"{file} cannot be read ({e}); the file that was written is accepted; remove {folder} to start anew") from e
     if odd:=_differences(old, settings): raise OutputError(f"{folder} holds a run that was started with other settings ({', '.join(odd)}); the same settings go on with it; {again}")
 

@@ -110,13 +110,15 @@ def save_teacher(
     return replace(teacher, sha256=_write_state(_weights(teacher), _meta_of(teacher), Path(path), name))
 
 # %% ../nbs/03_teacher.ipynb #9033800b
-_META = dict(schema=int, arch=str, classes=list, size=int, mean=list, std=list, epoch=int, accuracy=(int, float, type(None)), sha256=str)
+_META = dict(schema=int, arch=str, classes=list, size=int, mean=list, std=list, epoch=int, accuracy=(int, float, type(None)), sha256=str, held_out=(int, float, type(None)))
 
 def _fits(k, v):
     "Whether a value of the JSON is of its type: names are text, and channels are three finite numbers"
     if not isinstance(v, _META[k]) or isinstance(v, bool): return False
     if k=='classes': return len(v)>1 and all(isinstance(c, str) for c in v)
-    if k in ('mean', 'std'): return len(v)==3 and all(isinstance(c, (int, float)) and math.isfinite(c) and (k=='mean' or c>0) for c in v)
+    if k in ('mean', 'std'): return len(v)==3 and all(isinstance(c, (int, float)) and abs(c)<1e9 and (k=='mean' or c>0) for c in v)      # no NaN, and no number that no float can hold
+    if k=='held_out': return v is None or 0<v<1
+    if k=='accuracy': return v is None or v!=v or abs(v)<1e9
     return v>=8 if k=='size' else v>=1 if k=='schema' else True
 
 # %% ../nbs/03_teacher.ipynb #5d27508e
@@ -137,7 +139,7 @@ def _read_meta(path, name):
     try:
         with open_file(f) as o: meta = json.loads(o.read().decode())
     except (ValueError, OSError, RecursionError) as e: raise TeacherError(f"{f} is not readable JSON ({e}); the file that was written is accepted; {again}") from e
-    lost = [k for k in _META if not _fits(k, meta.get(k, ...))] if isinstance(meta, dict) else list(_META)
+    lost = [k for k in _META if not _fits(k, meta.get(k, None if k=='held_out' else ...))] if isinstance(meta, dict) else list(_META)
     if lost: raise TeacherError(f"{f} lacks {', '.join(lost)} or has something else there; the JSON of a teacher is accepted; {again}")
     if meta['schema']>SCHEMA: raise TeacherError(f"{f} has schema {meta['schema']}; this version of infoutil reads 1 to {SCHEMA}; upgrade infoutil (pip install -U infoutil)")
     if not check_seal(meta): raise TeacherError(f"{f} has changed since it was written (its seal does not fit); the file that was written is accepted; {again}")
@@ -146,9 +148,9 @@ def _read_meta(path, name):
 # %% ../nbs/03_teacher.ipynb #03e00009
 def _check_arch(model, state, name):
     "Load weights that must fit exactly and be finite"
-    _check_finite(state, name)
     try: model.load_state_dict(state)
     except RuntimeError as e: raise TeacherError(f"the weights of {name} do not fit its network ({str(e).splitlines()[-1].strip()}); those that were written with it are accepted; restore or train again") from e
+    _check_finite(model.state_dict(), name)      # as the network holds them: its numbers may be narrower than those of the file
     return model.eval()
 
 # %% ../nbs/03_teacher.ipynb #cb29de0b

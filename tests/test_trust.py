@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 from infoutil.cli import main
-from infoutil.core import InfoUtilError, OutputError
+from infoutil.core import InfoUtilError, OutputError, resumable
 from infoutil.data import fetch_data, load_data
 from infoutil.pipeline import distill
 from infoutil.teacher import demo_teacher, load_teacher, save_teacher
@@ -260,6 +260,13 @@ def test_other_settings_do_not_go_on_with_a_run(world, tmp_path, monkeypatch, ca
     err = capsys.readouterr().err
     assert 'config.seed was 0 and is 1' in err and 'out.run' in err
     assert main(command(world, tmp_path/'out'))==0 and not (tmp_path/'out.run').exists()
+
+@pytest.mark.parametrize('text', ['', '[]', 'null', '{"settings": null}', '{"settings": 5}', '{"settings": [1]}', '{"settings": "x"}', '{"settings": {"config": 3}}', '['*10**5])
+def test_settings_that_were_altered_are_refused(tmp_path, text):
+    (tmp_path/'out.run').mkdir()
+    (tmp_path/'out.run'/'settings.json').write_text(text); (tmp_path/'out.run'/'class_00000.safetensors').touch()
+    with pytest.raises(OutputError, match='out.run'):
+        with resumable(tmp_path/'out', dict(config=dict(seed=0))): pass
 
 def test_a_full_disk_loses_nothing_that_was_finished(world, tmp_path, monkeypatch, capsys):
     import errno, infoutil.core as core
