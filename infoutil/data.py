@@ -155,7 +155,8 @@ def read_images(
 )->Tensor:           # uint8 (n, 3, size, size), RGB
     "Read image files in order"
     paths = list(paths)
-    out = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    try: out = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    except (RuntimeError, TypeError) as e: raise DataError(f"{len(paths)} images of {size} px came, which are {3*len(paths)*size**2/1e9:,.0f} GB; what fits into memory is accepted; choose a smaller size (--size)") from e
     for i,im in enumerate(_in_threads(lambda p: read_image(p, size), paths, workers)): out[i] = im
     return out
 

@@ -281,6 +281,12 @@ def test_a_full_disk_loses_nothing_that_was_finished(world, tmp_path, monkeypatc
     assert sorted(p.name for p in (tmp_path/'out.run').iterdir() if p.name!='lock')==[f'class_0000{i}.safetensors' for i in range(3)]+['settings.json']
     assert main(command(world, tmp_path/'out'))==0 and main(command(world, tmp_path/'want'))==0 and tree(tmp_path/'out')==tree(tmp_path/'want')
 
+def test_an_error_of_the_disk_names_the_output(tmp_path):
+    import errno
+    with pytest.raises(OutputError, match=r'/out cannot be written \(No space'):
+        with resumable(tmp_path/'out', {}) as run: raise OSError(errno.ENOSPC, 'No space left on device')      # as where the set's last files are written
+    assert not list(tmp_path.iterdir())
+
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()!=0, reason='only root may mount a small disk')
 def test_a_disk_that_really_fills_up(world, tmp_path):
     disk = tmp_path/'disk'; disk.mkdir()
