@@ -380,8 +380,11 @@ def fetch_data(
     dest = Path(dest) if dest else fastai_path('data')
     if spec.source=='fastai': return _sort_tiny_imagenet(_download(name, spec.url, lambda: untar_data(spec.url, data=dest)))
     path = dest/name
-    if not path.exists():
-        with new_dir(path) as tmp: _write_digits(tmp) if name=='digits' else _write_cifar(tmp, name)
+    try:
+        if not path.exists():
+            with new_dir(path) as tmp: _write_digits(tmp) if name=='digits' else _write_cifar(tmp, name)
+    except OutputError:
+        if not path.exists(): raise                  # another process was faster
     return path
 
 def load_data(

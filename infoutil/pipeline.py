@@ -9,9 +9,9 @@ __all__ = ['LABEL_TEACHERS', 'ATTRIBUTIONS', 'METHODS', 'PRESETS', 'DistillConfi
 # %% ../nbs/50_pipeline.ipynb #e9ed3392
 from .core import *
 from .core import _writing
-from .data import ImageData, ImageItems, Candidates, Split, check_images, digests, draw_candidates, draw_readable, find_broken, load_data, read_ahead, read_candidates, without
+from .data import ImageData, ImageItems, Candidates, Split, check_images, digests, draw_candidates, draw_readable, find_broken, read_ahead, read_candidates, without
 from .processes import agree, broadcast, gather, gather_all, pack, together, unpack, world
-from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early, ON_ERROR, _preflight_files
+from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early, ON_ERROR, _load_in_turn, _preflight_files
 from .measure import measure
 from .attribution import METHODS as ESTIMATORS, OUTPUTS, PRIORS, calls_for, grad_cam, shapley_values
 from .crop import pool_map, noisy_maps, draw_fractions, random_windows, windows
@@ -588,7 +588,7 @@ def distill(
 )->DistilledSet:                 # Images, labels, label teacher and where every patch came from; None in all processes of a group but the first
     "Distil `data` into a few images a class"
     cfg = _check_call(teacher, cfg, on_error, workers, bs, choose, kwargs)
-    data = load_data(data, _fraction(data, valid_frac, teacher))
+    data = _load_in_turn(data, _fraction(data, valid_frac, teacher))
     check_classes(teacher.classes, data.classes)
     if choose is not None: cfg = replace(cfg, method=getattr(choose, '__name__', 'custom'))
     cfg = _settle(cfg, teacher.size)

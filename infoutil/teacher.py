@@ -603,8 +603,8 @@ def _check_place(path, force):
 
 def _load_in_turn(data, valid_frac):
     "A data set that has to be fetched is fetched by the first process"
-    if world()[0]==0: load_data(data, valid_frac)
-    if world()[1]>1: broadcast()
+    def fetch(): load_data(data, valid_frac)
+    if world()[1]>1: together(fetch)
     return load_data(data, valid_frac)
 
 ON_ERROR = ('fail', 'skip')   # what to do about an image that cannot be read

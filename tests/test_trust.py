@@ -124,6 +124,20 @@ def test_accelerate_launches_the_same(world, tmp_path):
     p = subprocess.run([*launch, *command(world, tmp_path/'many')], env=ENV, capture_output=True, text=True, timeout=300)
     assert p.returncode==0 and tree(tmp_path/'one')==tree(tmp_path/'many'), p.stderr[-2000:]
 
+def test_a_named_data_set_is_fetched_once_for_all_processes(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENV, 'FASTAI_HOME', str(tmp_path/'home'))
+    code, text = finish(start(['distill', 'digits', '--valid-frac', '.2', *command(world, tmp_path/'out')[2:]], n=3, cwd=tmp_path))
+    assert code==0 and (tmp_path/'out').is_dir() and [p.name for p in (tmp_path/'home'/'data').iterdir()]==['digits'], text
+
+def test_a_data_set_that_another_process_fetched_first_is_taken(tmp_path, monkeypatch):
+    import infoutil.data as D
+    write, done = D._write_digits, []
+    def slow(dest):
+        if not done: done.append(1); fetch_data('digits', tmp_path)      # the other process
+        write(dest)
+    monkeypatch.setattr(D, '_write_digits', slow)
+    assert fetch_data('digits', tmp_path)==tmp_path/'digits' and [p.name for p in tmp_path.iterdir()]==['digits']
+
 def test_a_mistake_ends_all_processes_with_its_sentence(world, tmp_path):
     (tmp_path/'full').mkdir(); (tmp_path/'full'/'thesis.txt').touch()
     code, text = finish(start(command(world, tmp_path/'full'), 2))
