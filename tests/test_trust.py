@@ -250,6 +250,14 @@ def test_a_class_whose_file_was_cut_or_altered_or_whose_images_changed_is_made_a
     assert made==[0, 1, 7]
     assert saved(got, tmp_path/'got')==saved(run(), tmp_path/'want')
 
+def test_a_run_goes_on_whatever_its_data_are_called_by(world, tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        stop_after(m, 2)
+        assert main(command(world, tmp_path/'out'))==130
+    monkeypatch.chdir(world['folder'].parent)
+    assert main(['distill', 'digits', *command(world, tmp_path/'out')[2:]])==0 and main(command(world, tmp_path/'want'))==0
+    assert tree(tmp_path/'out')==tree(tmp_path/'want') and not (tmp_path/'out.run').exists()
+
 def test_one_changed_byte_of_an_image_makes_its_class_again(world, tmp_path, monkeypatch):
     import infoutil.pipeline as pipeline
     for c in world['data'].classes:
