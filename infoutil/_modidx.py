@@ -1040,6 +1040,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'infoutil.teacher._last_state': ('teacher.html#_last_state', 'infoutil/teacher.py'),
                                   'infoutil.teacher._least_right': ('teacher.html#_least_right', 'infoutil/teacher.py'),
                                   'infoutil.teacher._load_in_turn': ('teacher.html#_load_in_turn', 'infoutil/teacher.py'),
+                                  'infoutil.teacher._logits': ('teacher.html#_logits', 'infoutil/teacher.py'),
                                   'infoutil.teacher._meta_of': ('teacher.html#_meta_of', 'infoutil/teacher.py'),
                                   'infoutil.teacher._net': ('teacher.html#_net', 'infoutil/teacher.py'),
                                   'infoutil.teacher._optimizer_state': ('teacher.html#_optimizer_state', 'infoutil/teacher.py'),

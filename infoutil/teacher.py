@@ -752,6 +752,12 @@ def _fit(learn, epochs, lr, schedule, wd, cbs, show_progress, start=0):
         (learn.fit_one_cycle if schedule=='one_cycle' else learn.fit)(epochs, lr, wd=wd, cbs=cbs)
 
 # %% ../nbs/03_teacher.ipynb #7af5e0c0
+def _logits(out, n):
+    "Refuse an answer to `n` images that is no table of logits"
+    if torch.is_tensor(out) and out.ndim==2 and len(out)==n and out.is_floating_point(): return out.float()
+    came = f'a tensor {tuple(out.shape)} of {out.dtype}' if torch.is_tensor(out) else f'a {type(out).__name__}'
+    raise TeacherError(f"the network answered {n} images with {came}; floating point logits of shape ({n}, classes) are accepted; wrap it in a module that returns its logits alone")
+
 @torch.inference_mode()
 def predict(
     model:nn.Module,          # Network in eval mode
@@ -763,7 +769,7 @@ def predict(
     check_eval(model); check_batch(x)
     dev = device_of(model)
     with autocast(dev, precision):
-        return torch.cat([model(c.to(dev, memory_format=torch.channels_last)).float() for c in x.split(chunk)])
+        return torch.cat([_logits(model(c.to(dev, memory_format=torch.channels_last)), len(c)) for c in x.split(chunk)])
 
 # %% ../nbs/03_teacher.ipynb #03e00003
 def _least_right(n, p, level=1e-3):
@@ -789,7 +795,9 @@ def check_teacher(
     pairs = _preflight_files(data, n)
     y = torch.tensor([l for _,l in pairs])
     x = teacher.normalize(read_images([data.root/f for f,_ in pairs], teacher.size))
-    right, need = int((predict(teacher.model, x).argmax(1).cpu()==y).sum()), _least_right(len(y), 1/len(teacher.classes))
+    z = predict(teacher.model, x)
+    if z.shape[1]!=len(teacher.classes): raise TeacherError(f"the network has {z.shape[1]} outputs and the teacher {len(teacher.classes)} class names; one output a class is accepted; name the classes of its outputs, or choose another network")
+    right, need = int((z.argmax(1).cpu()==y).sum()), _least_right(len(y), 1/len(teacher.classes))
     if right<need:
         raise TeacherError(f"the teacher is right on {right} of {len(y)} real images and chance is {1/len(teacher.classes):.1%}; {need} or more right are accepted; "
                            "train it longer, or check that classes and normalization are those of this data")

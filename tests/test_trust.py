@@ -77,6 +77,17 @@ def test_threads_change_no_byte(world, tmp_path):
     finally: torch.set_num_threads(had)
     assert out[0]==out[1]
 
+class Answers(torch.nn.Module):
+    def __init__(self, model, fn): super().__init__(); self.model, self.fn = model, fn
+    def forward(self, x): return self.fn(self.model(x))
+
+@pytest.mark.parametrize('fn,words', [(lambda z: (z, z), 'a tuple'), (lambda z: dict(logits=z), 'a dict'), (lambda z: z[..., None], '10, 1'), (lambda z: z.long(), 'int64'),
+                                      (lambda z: torch.cat([z, z], 1), '20 outputs'), (lambda z: z[:, :9], '9 outputs')], ids=['tuple', 'dict', 'three axes', 'whole numbers', 'more', 'fewer'])
+def test_a_network_of_ones_own_that_answers_otherwise_is_refused(world, fn, words):
+    t = replace(world['teacher'], model=Answers(world['teacher'].model, fn).eval(), arch='custom')
+    with pytest.raises(InfoUtilError, match=words) as e: distill(world['data'], t, **{**small, 'preflight': True})
+    assert str(e.value).count(';')==2
+
 class Trembling(torch.nn.Module):
     "A network whose float32 answers are off by the noise of another machine"
     def __init__(self, net, seed): super().__init__(); self.net, self.g, self.settled = net, torch.Generator().manual_seed(seed), False
