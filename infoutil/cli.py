@@ -243,7 +243,8 @@ def run_distill(
     cfg = make_config(a.preset, **{k:getattr(a, k) for k in names if getattr(a, k, None) is not None})
     teacher, early = load_teacher(a.teacher), None
     if (Path(a.teacher)/'early.json').exists(): early = load_teacher(a.teacher, 'early'); check_early(teacher, early)
-    settings = dict(config=asdict(cfg), data=str(a.data), valid_frac=a.valid_frac, on_error=a.on_error, no_teacher=a.no_teacher, teacher=teacher.sha256, early=early and early.sha256, versions=_versions())
+    # of the data the name: each finished class knows its images, wherever they lie
+    settings = dict(config=asdict(cfg), data=Path(a.data).resolve().name, valid_frac=a.valid_frac, on_error=a.on_error, no_teacher=a.no_teacher, teacher=teacher.sha256, early=early and early.sha256, versions=_versions())
     with ExitStack() as stack:
         run = _enter_run(stack, a.out, settings, a.force)
         if together(lambda: run.done): _say_first(f'{a.out} was complete already'); return

@@ -189,11 +189,14 @@ def _read_grid(file):
     if not isinstance(old.get('config'), dict) or not set(_GROWS)<=set(old['config']): raise OutputError(f"{file} lacks settings of a comparison; the file that was written is accepted; choose another directory (-o)")
     return old
 
+_SINCE = ('training_files', 'evaluation_labels')      # settings that older versions did not keep
+
 def _open_grid(path, config, about, extend):
     "Start a grid, or go on with one; `about` makes what compare.json says"
     file = path/'compare.json'
     if not file.exists(): return write_json(file, about(config))
     old = _read_grid(file)
+    old['config'] = {**{k:config[k] for k in _SINCE}, **old['config']}
     if extend: config = _merge(old['config'], config, path)
     odd = _difference(old['config'], config)
     if odd and not extend: raise OutputError(f"{path} holds a comparison that was started with other settings ({'; '.join(odd)}); the same settings go on with it; choose another directory (-o), or add cells with extend (--extend)")
@@ -423,11 +426,14 @@ def _teachers_of(bench):
 def _images_of(data, split, teacher, tolerance=.01):
     "What identifies the images; refused where students would be measured on what the teacher or the sets have seen"
     digest = lambda prints: hashlib.sha256(sketch(prints).numpy().tobytes()).hexdigest()[:16]
+    told = lambda *v: hashlib.sha256(json.dumps(v).encode()).hexdigest()[:16]
     check_unseen(teacher, split)
     pool, tests = fingerprints(data.train.paths()), fingerprints(split.paths())
     seen, of = count_seen(sketch(pool), tests)
     if seen>tolerance*of: raise DataError(f"{seen} of {of} evaluation images are among the training images that sets are distilled from, byte for byte; images of another split are accepted; measure on those (--test)")
-    return dict(data=_data_name(data), held_out=data.held_out, training_images=digest(pool), evaluation_images=digest(tests))
+    # the same image under another name is drawn otherwise, and may go to another class
+    files, labels = told([Path(f).as_posix() for f in data.train.files], data.train.labels, pool.tolist()), told(sorted(zip(tests.tolist(), split.labels)))
+    return dict(data=_data_name(data), held_out=data.held_out, training_images=digest(pool), evaluation_images=digest(tests), training_files=files, evaluation_labels=labels)
 
 # %% ../nbs/51_compare.ipynb #dc28456e
 def compare(

@@ -358,7 +358,8 @@ def _locked(file, path):
     "Hold a lock that the system lets go when the process ends, however it ends"
     try: import fcntl
     except ImportError: yield; return                      # no such locks on Windows
-    with _writing(file), open(file, 'w') as f:
+    with _writing(file): f = open(file, 'w')
+    with f:
         try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except BlockingIOError: raise OutputError(f"another process is making {path}; one at a time is accepted; wait for it, or choose another output") from None
         except OSError: pass                               # some network file systems know no locks
@@ -382,7 +383,9 @@ def _open_run(folder, settings, path):
         if odd:=[p.name for p in folder.iterdir() if p.name not in ('lock', 'done', 'out') and f'{_RUN}.tmp' not in p.name]:
             raise OutputError(f"{folder} holds files that infoutil did not write ({', '.join(sorted(odd)[:3])}); the run directory of {path} goes there; move them")
         return write_json(file, dict(schema=1, settings=settings))
-    try: old = json.loads(file.read_text(encoding='utf-8'))['settings']
+    try:
+        old = json.loads(file.read_text(encoding='utf-8'))['settings']
+        if not isinstance(old, dict): raise TypeError('it holds no settings')
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise OutputError(f"{file} cannot be read ({e}); the file that was written is accepted; remove {folder} to start anew") from e
     if odd:=_differences(old, settings): raise OutputError(f"{folder} holds a run that was started with other settings ({', '.join(odd)}); the same settings go on with it; {again}")
 
@@ -433,7 +436,7 @@ def resumable(
     "Make a directory by work that survives a kill: what is finished lies in `path`.run, and the next run goes on from there"
     real = Path(os.path.realpath(path))
     folder = real.with_name(real.name+'.run')
-    done = (folder/'done').exists() and real.exists() and not (folder/'out').exists()       # killed between the last two steps
+    done = os.path.exists(folder/'done') and os.path.exists(real) and not os.path.exists(folder/'out')       # killed between the last two steps; too long a name is refused below
     if not done: check_new(path, force)
     with _parents(folder):
         with _writing(folder, 'made'): folder.mkdir(exist_ok=True)
@@ -441,7 +444,7 @@ def resumable(
         with _locked(folder/'lock', path):
             _open_run(folder, settings, path)
             try:
-                yield from _held_run(folder, real, path, force, done)
+                with _writing(path): yield from _held_run(folder, real, path, force, done)
                 _clear(folder)
             except BaseException:
                 shutil.rmtree(folder/'out', ignore_errors=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECS', 'IMAGE_SUFFIXES', 'SKETCH', 'DatasetSpec', 'read_image', 'read_images', 'find_broken', 'check_images',
            'Split', 'ImageData', 'load_folder', 'without', 'fetch_data', 'load_data', 'guess_size', 'channel_stats',
-           'fingerprints', 'sketch', 'count_seen', 'find_duplicates', 'warn_duplicates', 'Candidates',
+           'fingerprints', 'digests', 'sketch', 'count_seen', 'find_duplicates', 'warn_duplicates', 'Candidates',
            'draw_candidates', 'read_candidates', 'candidates', 'draw_readable', 'read_ahead', 'stream_candidates',
            'ImageItems', 'ShiftFlip', 'image_dls']
 
@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, torch, torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from fastai.data.all import DataLoaders, TfmdDL, CategoryMap, untar_data, URLs, fastai_path
 from fastai.torch_core import TensorImage, TensorCategory, default_device as _fastai_device
@@ -109,6 +109,15 @@ def _to_rgb(im):
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     return im.convert('RGB')
 
+_TURNS = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90'}
+
+def _upright(im):
+    "The image turned as its EXIF says; EXIF that cannot be read says nothing"
+    im.load()                    # outside of what follows: pixels that cannot be read are an error
+    try: turn = _TURNS.get(im.getexif().get(0x0112))
+    except Exception: turn = None
+    return im if turn is None else im.transpose(Image.Transpose[turn])
+
 def read_image(
     path,        # An image file
     size:int,    # Side of the result in pixels
@@ -118,7 +127,7 @@ def read_image(
         with _open_image(path) as f:
             _scale_key(f)
             f.draft('RGB', (2*size, 2*size))   # large JPEGs are decoded at a fraction of their size, never below twice the target
-            im = _to_rgb(ImageOps.exif_transpose(f))
+            im = _to_rgb(_upright(f))
         w, h = im.size
         s = min(w, h)
         box = ((w-s)//2, (h-s)//2, (w-s)//2+s, (h-s)//2+s)
@@ -139,7 +148,8 @@ def read_images(
 )->Tensor:           # uint8 (n, 3, size, size), RGB
     "Read image files in order"
     paths = list(paths)
-    out = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    try: out = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    except (RuntimeError, TypeError) as e: raise DataError(f"{len(paths)} images of {size} px came, which are {3*len(paths)*size**2/1e9:,.0f} GB; what fits into memory is accepted; choose a smaller size (--size)") from e
     for i,im in enumerate(_in_threads(lambda p: read_image(p, size), paths, workers)): out[i] = im
     return out
 
@@ -363,8 +373,11 @@ def fetch_data(
     dest = Path(dest) if dest else fastai_path('data')
     if spec.source=='fastai': return _sort_tiny_imagenet(_download(name, spec.url, lambda: untar_data(spec.url, data=dest)))
     path = dest/name
-    if not path.exists():
-        with new_dir(path) as tmp: _write_digits(tmp) if name=='digits' else _write_cifar(tmp, name)
+    try:
+        if not path.exists():
+            with new_dir(path) as tmp: _write_digits(tmp) if name=='digits' else _write_cifar(tmp, name)
+    except OutputError:
+        if not path.exists(): raise                  # another process was faster
     return path
 
 def load_data(
@@ -414,15 +427,25 @@ def channel_stats(
 # %% ../nbs/01_data.ipynb #753725b7
 SKETCH = 2**16   # fingerprints that a training run keeps
 
-def _fingerprint(path, part=2048):
-    "A digest of a file's length and ends"
-    try:
-        with open_file(path) as f:
-            n = os.fstat(f.fileno()).st_size
-            head = f.read(part)
-            f.seek(max(part, n-part))
-            raw = b'%d.'%n+head+f.read(part)
+_PLAIN = (b'BM', b'II', b'MM', *(b'P%d'%i for i in range(1, 7)))      # how files begin whose pixels are mostly not compressed
+
+@contextmanager
+def _bytes_of(path):
+    "One sentence for a file whose bytes cannot be read"
+    try: yield
     except OSError as e: raise DataError(f"{_shown(path)} cannot be read ({e.strerror}); a readable file is accepted; check the folder and its permissions") from e
+
+def _sha256(path):
+    with _bytes_of(path): return sha256(path)
+
+def _fingerprint(path, part=2048):
+    "A digest of a file's length and ends, or of all its bytes where the ends do not tell"
+    with _bytes_of(path), open_file(path) as f:
+        n = os.fstat(f.fileno()).st_size
+        head = f.read(part)
+        if head.startswith(_PLAIN): return int(sha256(path)[:16], 16)>>1
+        f.seek(max(part, n-part))
+        raw = b'%d.'%n+head+f.read(part)
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), 'big')>>1
 
 def fingerprints(
@@ -431,6 +454,13 @@ def fingerprints(
 )->Tensor:           # int64 (n,), 0 or above, in the order of `paths`
     "Digests of files: equal for equal bytes, wherever they lie"
     return torch.tensor(list(_in_threads(_fingerprint, list(paths), workers)), dtype=torch.int64)
+
+def digests(
+    paths,           # Files
+    workers:int=4,   # Threads, 1 or more
+)->list:             # SHA-256 of each, in the order of `paths`
+    "Digests of all bytes of files, for what must not be taken for unchanged"
+    return list(_in_threads(_sha256, list(paths), workers))
 
 def sketch(
     prints:Tensor,   # Fingerprints, int64 (n,)

@@ -80,7 +80,7 @@ def _save_pt(path, t):
 def _to_ddranking(ds, root, data=None, temperature=1.):
     "images.pt, labels.pt and a folder of images, as DD-Ranking 0.2 takes them"
     mean, std, order = _dd_terms(ds, data)
-    if not temperature>0: raise InfoUtilError(f"temperature {temperature} came; a number above 0 is accepted; give that of your loss_fn_kwargs")
+    if not 0<temperature<math.inf: raise InfoUtilError(f"temperature {temperature} came; a finite number above 0 is accepted; give that of your loss_fn_kwargs")
     rows = torch.cat([torch.arange(c*ds.ipc, (c+1)*ds.ipc) for c in order])
     m, s = [torch.tensor(v).view(3, 1, 1) for v in (mean, std)]
     _save_pt(root/'images.pt', (ds.images[rows].cpu().float()/255-m)/s)

@@ -66,7 +66,9 @@ def get_model(
     check_choice('network', arch, arch_names())
     if n_classes<2: raise InfoUtilError(f"{n_classes} classes came; a classifier takes 2 or more; add classes to the data")
     if size<8:      raise InfoUtilError(f"a size of {size} px came; 8 px or more is accepted; choose a larger size (--size)")
-    if arch in CONVNETS: return ConvNet(n_classes, CONVNETS[arch], size=size)
+    if arch in CONVNETS:
+        try: return ConvNet(n_classes, CONVNETS[arch], size=size)
+        except (RuntimeError, TypeError) as e: raise InfoUtilError(f"{arch} for images of {size} px cannot be made ({str(e).splitlines()[0]}); a size whose network fits into memory is accepted; choose a smaller one (--size)") from e
     try:
         m = _torchvision_model(arch, n_classes, size).eval()
         with torch.inference_mode(): m(torch.zeros(1, 3, size, size))

@@ -9,9 +9,9 @@ __all__ = ['LABEL_TEACHERS', 'ATTRIBUTIONS', 'METHODS', 'PRESETS', 'DistillConfi
 # %% ../nbs/50_pipeline.ipynb #e9ed3392
 from .core import *
 from .core import _writing
-from .data import ImageData, ImageItems, Candidates, Split, check_images, draw_candidates, draw_readable, find_broken, fingerprints, load_data, read_ahead, read_candidates, without
+from .data import ImageData, ImageItems, Candidates, Split, check_images, digests, draw_candidates, draw_readable, find_broken, read_ahead, read_candidates, without
 from .processes import agree, broadcast, gather, gather_all, pack, together, unpack, world
-from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early, ON_ERROR, _preflight_files
+from .teacher import Teacher, load_teacher, check_teacher, check_classes, check_early, ON_ERROR, _load_in_turn, _preflight_files
 from .measure import measure
 from .attribution import METHODS as ESTIMATORS, OUTPUTS, PRIORS, calls_for, grad_cam, shapley_values
 from .crop import pool_map, noisy_maps, draw_fractions, random_windows, windows
@@ -485,7 +485,7 @@ def _class_keys(job):
     "A digest of all that each class depends on"
     about = lambda t: [_weights_digest(t.model), list(t.mean), list(t.std), t.size]
     shared = [version('infoutil'), torch.__version__, asdict(job.cfg), about(job.teacher), about(job.labeller), list(job.data.classes)]
-    one = lambda c: [shared, c, list(job.drawn[c]), fingerprints([job.data.root/f for f in job.drawn[c]], job.workers).tolist()]
+    one = lambda c: [shared, c, list(job.drawn[c]), digests([job.data.root/f for f in job.drawn[c]], job.workers)]
     return {c: hashlib.sha256(json.dumps(one(c)).encode()).hexdigest() for c in job.drawn}
 
 class _Shelf:
@@ -589,13 +589,13 @@ def distill(
 )->DistilledSet:                 # Images, labels, label teacher and where every patch came from; None in all processes of a group but the first
     "Distil `data` into a few images a class"
     cfg = _check_call(teacher, cfg, on_error, workers, bs, choose, kwargs)
-    data = load_data(data, _fraction(data, valid_frac, teacher))
+    data = _load_in_turn(data, _fraction(data, valid_frac, teacher))
     check_classes(teacher.classes, data.classes)
     if choose is not None: cfg = replace(cfg, method=getattr(choose, '__name__', 'custom'))
     cfg = _settle(cfg, teacher.size)
     labeller, which = _label_teacher(cfg, teacher, early)
     t0, first, made = time.time(), world()[0]==0, cfg.method=='sre2l' and choose is None
-    drawn, skipped = ({0: data.train.files}, {}) if made else _files_of(data, cfg, on_error, workers or min(4, _cores()))
+    drawn, skipped = ({0: ()}, {}) if made else _files_of(data, cfg, on_error, workers or min(4, _cores()))
     job = _Job(data, teacher, labeller, cfg, drawn, choose, cache, bs, workers or max(1, min(4, _cores()-1)), _Meter(device_of(teacher.model)))
     if not made and choose is None: _check_supply(data, cfg, job.n, drawn)
     if preflight: together(lambda: _preflight(teacher, data, on_error))

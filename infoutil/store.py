@@ -11,7 +11,7 @@ from .core import _writing
 from .data import IMAGE_SUFFIXES, ImageItems, Split, _list_split
 from .teacher import Teacher, save_teacher, load_teacher, check_classes
 from .label import ViewLabels, pixels_digest
-import hashlib, html, io, json, math, platform, re, struct, unicodedata, zlib
+import hashlib, html, io, json, math, os, platform, re, struct, unicodedata, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -55,13 +55,17 @@ def _json(obj, **kw):
     text = json.dumps(obj, ensure_ascii=False, allow_nan=False, **kw)
     return re.sub('[\ud800-\udfff]', lambda m: f'\\u{ord(m[0]):04x}', text)
 
+def _is_absolute(v, where):
+    "Whether a text is an absolute path; a file below the data may lie in a folder that is named like a drive of Windows"
+    return PurePosixPath(v).is_absolute() or (PureWindowsPath(v).is_absolute() and not (os.sep=='/' and where.endswith(('.source', '.file'))))
+
 def _plain(v, where):
     "A copy of `v` in JSON's own types, without paths of this machine"
     if isinstance(v, dict): return {str(k):_plain(w, f'{where}.{k}') for k,w in v.items()}
     if isinstance(v, (list, tuple)): return [_plain(w, where) for w in v]
     if v is None or isinstance(v, (bool, int)) or (isinstance(v, float) and math.isfinite(v)): return v
     if isinstance(v, float) and math.isnan(v) and where.endswith('accuracy'): return None     # a teacher that nobody has measured
-    if isinstance(v, str) and not PurePosixPath(v).is_absolute() and not PureWindowsPath(v).is_absolute(): return v
+    if isinstance(v, str) and not _is_absolute(v, where): return v
     what = f'the absolute path {v}' if isinstance(v, str) else f'{v!r} of type {type(v).__name__}'
     raise InfoUtilError(f"{where} came as {what}; finite numbers, text, None, and lists and dicts of them are accepted, with paths relative to the data; convert it first")
 

@@ -110,13 +110,15 @@ def save_teacher(
     return replace(teacher, sha256=_write_state(_weights(teacher), _meta_of(teacher), Path(path), name))
 
 # %% ../nbs/03_teacher.ipynb #9033800b
-_META = dict(schema=int, arch=str, classes=list, size=int, mean=list, std=list, epoch=int, accuracy=(int, float, type(None)), sha256=str)
+_META = dict(schema=int, arch=str, classes=list, size=int, mean=list, std=list, epoch=int, accuracy=(int, float, type(None)), sha256=str, held_out=(int, float, type(None)))
 
 def _fits(k, v):
     "Whether a value of the JSON is of its type: names are text, and channels are three finite numbers"
     if not isinstance(v, _META[k]) or isinstance(v, bool): return False
     if k=='classes': return len(v)>1 and all(isinstance(c, str) for c in v)
-    if k in ('mean', 'std'): return len(v)==3 and all(isinstance(c, (int, float)) and math.isfinite(c) and (k=='mean' or c>0) for c in v)
+    if k in ('mean', 'std'): return len(v)==3 and all(isinstance(c, (int, float)) and abs(c)<1e9 and (k=='mean' or c>0) for c in v)      # no NaN, and no number that no float can hold
+    if k=='held_out': return v is None or 0<v<1
+    if k=='accuracy': return v is None or v!=v or abs(v)<1e9
     return v>=8 if k=='size' else v>=1 if k=='schema' else True
 
 # %% ../nbs/03_teacher.ipynb #5d27508e
@@ -137,7 +139,7 @@ def _read_meta(path, name):
     try:
         with open_file(f) as o: meta = json.loads(o.read().decode())
     except (ValueError, OSError, RecursionError) as e: raise TeacherError(f"{f} is not readable JSON ({e}); the file that was written is accepted; {again}") from e
-    lost = [k for k in _META if not _fits(k, meta.get(k, ...))] if isinstance(meta, dict) else list(_META)
+    lost = [k for k in _META if not _fits(k, meta.get(k, None if k=='held_out' else ...))] if isinstance(meta, dict) else list(_META)
     if lost: raise TeacherError(f"{f} lacks {', '.join(lost)} or has something else there; the JSON of a teacher is accepted; {again}")
     if meta['schema']>SCHEMA: raise TeacherError(f"{f} has schema {meta['schema']}; this version of infoutil reads 1 to {SCHEMA}; upgrade infoutil (pip install -U infoutil)")
     if not check_seal(meta): raise TeacherError(f"{f} has changed since it was written (its seal does not fit); the file that was written is accepted; {again}")
@@ -146,9 +148,9 @@ def _read_meta(path, name):
 # %% ../nbs/03_teacher.ipynb #03e00009
 def _check_arch(model, state, name):
     "Load weights that must fit exactly and be finite"
-    _check_finite(state, name)
     try: model.load_state_dict(state)
     except RuntimeError as e: raise TeacherError(f"the weights of {name} do not fit its network ({str(e).splitlines()[-1].strip()}); those that were written with it are accepted; restore or train again") from e
+    _check_finite(model.state_dict(), name)      # as the network holds them: its numbers may be narrower than those of the file
     return model.eval()
 
 # %% ../nbs/03_teacher.ipynb #cb29de0b
@@ -601,8 +603,8 @@ def _check_place(path, force):
 
 def _load_in_turn(data, valid_frac):
     "A data set that has to be fetched is fetched by the first process"
-    if world()[0]==0: load_data(data, valid_frac)
-    if world()[1]>1: broadcast()
+    def fetch(): load_data(data, valid_frac)
+    if world()[1]>1: together(fetch)
     return load_data(data, valid_frac)
 
 ON_ERROR = ('fail', 'skip')   # what to do about an image that cannot be read
@@ -620,7 +622,7 @@ def _digest(*parts): return hashlib.sha256(json.dumps(parts).encode()).hexdigest
 
 def _settings(learn, data, plan, states, kwargs):
     "What a run depends on; another one of these is another run"
-    files = lambda s: f"{len(s)} of digest {_digest([Path(f).as_posix() for f in s.files], s.labels)}"
+    files = lambda s: f"{len(s)} of digest {_digest([Path(f).as_posix() for f in s.files], s.labels, fingerprints(s.paths()).tolist())}"
     weights = hashlib.sha256(pack(learn.model.state_dict())).hexdigest()[:16]          # of a network of the user's own, too
     return dict(plan, states=states, arch=learn.arch, size=learn.size, initial_weights=weights, classes=list(data.classes), training_images=files(data.train), validation_images=files(data.valid),
                 held_out=data.held_out, processes=world()[1], device=learn.dls.device.type, **{k:v for k,v in kwargs.items() if k in ('bs', 'augment', 'precision')})
@@ -750,6 +752,12 @@ def _fit(learn, epochs, lr, schedule, wd, cbs, show_progress, start=0):
         (learn.fit_one_cycle if schedule=='one_cycle' else learn.fit)(epochs, lr, wd=wd, cbs=cbs)
 
 # %% ../nbs/03_teacher.ipynb #7af5e0c0
+def _logits(out, n):
+    "Refuse an answer to `n` images that is no table of logits"
+    if torch.is_tensor(out) and out.ndim==2 and len(out)==n and out.is_floating_point(): return out.float()
+    came = f'a tensor {tuple(out.shape)} of {out.dtype}' if torch.is_tensor(out) else f'a {type(out).__name__}'
+    raise TeacherError(f"the network answered {n} images with {came}; floating point logits of shape ({n}, classes) are accepted; wrap it in a module that returns its logits alone")
+
 @torch.inference_mode()
 def predict(
     model:nn.Module,          # Network in eval mode
@@ -761,7 +769,7 @@ def predict(
     check_eval(model); check_batch(x)
     dev = device_of(model)
     with autocast(dev, precision):
-        return torch.cat([model(c.to(dev, memory_format=torch.channels_last)).float() for c in x.split(chunk)])
+        return torch.cat([_logits(model(c.to(dev, memory_format=torch.channels_last)), len(c)) for c in x.split(chunk)])
 
 # %% ../nbs/03_teacher.ipynb #03e00003
 def _least_right(n, p, level=1e-3):
@@ -787,7 +795,9 @@ def check_teacher(
     pairs = _preflight_files(data, n)
     y = torch.tensor([l for _,l in pairs])
     x = teacher.normalize(read_images([data.root/f for f,_ in pairs], teacher.size))
-    right, need = int((predict(teacher.model, x).argmax(1).cpu()==y).sum()), _least_right(len(y), 1/len(teacher.classes))
+    z = predict(teacher.model, x)
+    if z.shape[1]!=len(teacher.classes): raise TeacherError(f"the network has {z.shape[1]} outputs and the teacher {len(teacher.classes)} class names; one output a class is accepted; name the classes of its outputs, or choose another network")
+    right, need = int((z.argmax(1).cpu()==y).sum()), _least_right(len(y), 1/len(teacher.classes))
     if right<need:
         raise TeacherError(f"the teacher is right on {right} of {len(y)} real images and chance is {1/len(teacher.classes):.1%}; {need} or more right are accepted; "
                            "train it longer, or check that classes and normalization are those of this data")

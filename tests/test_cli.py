@@ -198,6 +198,16 @@ def test_force_never_takes_the_users_files(world, tmp_path, refused, cmd, where)
     argv = {'teacher': ['teacher', tmp_path/'all/data', '--size', '32'], 'distill': ['distill', tmp_path/'all/data', '--teacher', tmp_path/'teacher', '--ipc', '1']}[cmd]
     refused(*argv, '-o', o, '--force')
 
+@pytest.mark.parametrize('cmd', ['teacher', 'distill'])
+@pytest.mark.parametrize('n', [252, 255, 300])
+def test_too_long_a_name(world, tmp_path, refused, cmd, n):
+    said = refused(*command(world, tmp_path, cmd)[:2], *(['--teacher', world/'teacher'] if cmd=='distill' else []), '-o', tmp_path/('x'*n))
+    three(said); assert 'too long' in said
+
+def test_images_too_large_for_the_memory(world, tmp_path, refused):
+    said = refused('teacher', world/'data', '-o', tmp_path/'t', '--size', 10**7)
+    three(said); assert 'GB' in said and '--size' in said
+
 @pytest.mark.parametrize('argv,where', [(['evaluate', 'SET', '--test', 'TEST'], 'no/r.json'), (['evaluate', 'SET', '--test', 'TEST'], 'folder'),
                                         (['show', 'SET'], 'no/g.png'), (['show', 'SET'], 'folder'), (['show', 'SET'], 'g.nonsense')])
 def test_output_files(world, tmp_path, refused, argv, where):

@@ -134,6 +134,21 @@ def test_another_early_teacher_is_another_grid(world, tmp_path):
     for end in ('json', 'safetensors'): shutil.copy(tmp_path/'other'/f'converged.{end}', tmp_path/'other'/f'early.{end}')
     with pytest.raises(OutputError, match='teachers: early was'): run(tmp_path/'other')
 
+@pytest.mark.parametrize('part,word', [('train', 'training_files was'), ('test', 'evaluation_labels was')])
+def test_images_that_went_to_another_class_make_another_grid(world, tmp_path, part, word):
+    import shutil
+    folder = shutil.copytree(world['folder'], tmp_path/'digits')
+    run = lambda **kw: compare(str(folder), world['teacher'], tmp_path/'c', methods=['random'], **small, **kw)
+    frame = run()
+    kept = json.loads((tmp_path/'c'/'compare.json').read_text())
+    for k in ('training_files', 'evaluation_labels'): kept['config'].pop(k)
+    (tmp_path/'c'/'compare.json').write_text(json.dumps(kept))                   # as an older version wrote it
+    assert run().accuracy.tolist()==frame.accuracy.tolist()
+    shutil.rmtree(tmp_path/'c'); run()
+    assert len(run(test=str(folder/'test')))==1                                 # the same images, named otherwise
+    f = sorted((folder/part/'3').iterdir())[0]; f.rename(folder/part/'5'/f'moved{f.name}')
+    with pytest.raises(OutputError, match=word): run()
+
 def test_evaluation_images_among_the_candidates(world, tmp_path):
     data, teacher = world['data'], tmp_path/'bare'
     import shutil

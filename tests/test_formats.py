@@ -150,6 +150,11 @@ def test_ddranking_files(tmp_path):
     own = load(put(ds, tmp_path/'own', 'ddranking')/'images.pt', weights_only=True)
     torch.testing.assert_close(own, (ds.images.float()/255-torch.tensor([.4, .5, .6]).view(3, 1, 1))/torch.tensor([.2, .25, .3]).view(3, 1, 1))
 
+@pytest.mark.parametrize('t', [float('inf'), float('nan'), 0, -1])
+def test_a_temperature_is_finite(tmp_path, t):
+    with pytest.raises(InfoUtilError, match='temperature'): put(made(), tmp_path/'d', 'ddranking', temperature=t)
+    assert not (tmp_path/'d').exists()
+
 def test_far_logits_stay_finite(): assert image_logits(torch.tensor([[[6e4, -6e4]]*4]), 1e-3).isfinite().all()
 
 @pytest.mark.parametrize('to', FORMATS)

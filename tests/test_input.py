@@ -1,5 +1,5 @@
 "Hostile and odd input: a fixed sample of the cases of input_cases.py, the whole of them when asked for, and some places that deserve every byte"
-import os, random, sys, warnings
+import os, random, struct, sys, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -69,6 +69,19 @@ def test_all_eight_orientations(tmp_path):
         for name in ('x.png', 'x.tif', 'x.webp'):
             Image.fromarray(a).save(tmp_path/name, exif=exif, **(dict(lossless=True) if name=='x.webp' else {}))
             ic.is_picture(ic.turned(a, k).astype(float), 0)(read_image(tmp_path/name, 2))
+
+def test_a_picture_is_read_whatever_its_exif(tmp_path):
+    "EXIF that is none, of wrong types, or that leads nowhere costs no picture; a turn that can be read is made"
+    a = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    entries = lambda *rows: b'Exif\0\0II*\0\x08\0\0\0'+struct.pack('<H', len(rows))+b''.join(struct.pack('<HHI4s', *r) for r in rows)+bytes(4)
+    turn = (0x0112, 3, 1, struct.pack('<H', 6))
+    told = dict(none=(b'no EXIF', 1), cut=(b'Exif\0\0II*\0', 1), turn=(entries(turn), 6), text=(entries(turn, (0x011a, 2, 4, b'abcd')), 6), maker=(entries((0x010f, 10, 1, b'\x08'), turn), 6),
+                gps=(entries(turn, (0x8825, 9, 1, struct.pack('<i', -5))), 6))
+    for name, (exif, k) in told.items():
+        for end in ('png', 'webp', 'jpg'):
+            if (name, end)==('none', 'jpg'): continue
+            Image.fromarray(a).save(f:=tmp_path/f'{name}.{end}', exif=exif, **(dict(lossless=True) if end=='webp' else dict(quality=95) if end=='jpg' else {}))
+            ic.is_picture(ic.turned(np.array(Image.open(f).convert('RGB')), k).astype(float), 0)(read_image(f, 8))
 
 def test_warnings_of_pillow_are_no_errors(tmp_path):
     "With warnings turned into errors, a file is still read or refused with a sentence"

@@ -1,11 +1,12 @@
 "Files from outside are data: no pickle, no code, no path out of the directory, no connection that nobody asked for"
 import ast, inspect, io, json, os, pickle, re, shutil, socket, subprocess, sys, textwrap
+from dataclasses import replace
 from pathlib import Path
 import nbformat, numpy as np, pytest, torch
 from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 import input_cases as ic
-from infoutil.core import InfoUtilError, sha256
+from infoutil.core import InfoUtilError, sealed, sha256
 from infoutil.store import DistilledSet, StoreError
 from infoutil.teacher import load_record, load_teacher
 
@@ -137,6 +138,26 @@ def test_a_link_out_of_the_set_shows_nothing_new(kept):
     f.unlink(); f.symlink_to('/etc/passwd')
     with pytest.raises(StoreError, match='has changed') as e: DistilledSet.load(kept, model=ic.net())
     assert 'root:' not in str(e.value)
+
+@pytest.mark.parametrize('name', ['C:', 'C:\\x', '\\\\server\\share'])
+def test_a_class_folder_like_a_drive_is_a_class_folder(name, tmp_path):
+    ds = ic.DistilledSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2), (name, 'z'), meta=dict(factor=1, mean=[.5]*3, std=[.5]*3, skipped=[dict(file=f'{name}/b.png', reason='cut')]),
+                         provenance=[dict(image=0, tile=0, source=f'{name}/a.png')])
+    back = DistilledSet.load(ds.save(tmp_path/'set'))
+    assert back.provenance[0]['source']==f'{name}/a.png' and back.classes[0]==name
+    for where in ('/etc/passwd', name):
+        with pytest.raises(InfoUtilError, match='absolute path'): replace(ds, meta={**ds.meta, 'data': where if where!='C:' else 'C:/x'})
+
+@pytest.mark.parametrize('change', [dict(size=10**9), dict(size=10**30), dict(held_out='a'), dict(held_out=[.2]), dict(held_out=2), dict(held_out=float('nan')), dict(accuracy=float('inf')), dict(accuracy=10**400), dict(mean=[10**400]*3),
+                                    dict(std=[1e300]*3)], ids=lambda c: next(f'{k} {str(v)[:12]}' for k,v in c.items()))
+@pytest.mark.parametrize('schema', [1, 2])
+def test_numbers_of_a_strangers_teacher_end_in_a_sentence(change, schema, tmp_path):
+    kept = shutil.copytree(ic.Kept.at()/'teacher', tmp_path/'teacher')
+    f = kept/'converged.json'
+    m = {**{k:v for k,v in json.loads(f.read_text()).items() if k!='seal'}, 'arch': 'convnet3', 'schema': schema, **change}
+    f.write_text(json.dumps(m if schema==1 else sealed(m)))
+    with pytest.raises(InfoUtilError) as e: load_teacher(kept)
+    ic.refused(e.value, 'converged', 'convnet3')
 
 @pytest.mark.parametrize('way', WAYS_OUT[:4])
 def test_origins_are_text_and_never_opened(way, kept):

@@ -221,6 +221,11 @@ def test_changed_settings_are_refused(world, whole, tmp_path):
     fewer = shutil.copytree(world/'few', tmp_path/'fewer')
     next((fewer/'train'/'3').iterdir()).unlink()
     with pytest.raises(OutputError, match='training_images was 200 of .* and is 199 of'): train_teacher(load_folder(fewer), tmp_path/'t', **settings())
+    for part in ('training', 'validation'):
+        other = shutil.copytree(world/'few', tmp_path/part)
+        files_of = sorted((other/dict(training='train', validation='test')[part]/'3').iterdir())
+        shutil.copy(files_of[0], files_of[1])                        # another picture under the name of one
+        with pytest.raises(OutputError, match=rf'other settings \({part}_images was .*\)'): train_teacher(load_folder(other), tmp_path/'t', **settings())
     assert files(run)==before
     train(world, tmp_path/'t')
     same(whole, tmp_path/'t')

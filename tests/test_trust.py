@@ -3,8 +3,9 @@ import copy, json, os, random, shutil, signal, socket, subprocess, sys, time, we
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
+from PIL import Image
 from infoutil.cli import main
-from infoutil.core import InfoUtilError, OutputError
+from infoutil.core import InfoUtilError, OutputError, resumable
 from infoutil.data import fetch_data, load_data
 from infoutil.pipeline import distill
 from infoutil.teacher import demo_teacher, load_teacher, save_teacher
@@ -76,6 +77,17 @@ def test_threads_change_no_byte(world, tmp_path):
     finally: torch.set_num_threads(had)
     assert out[0]==out[1]
 
+class Answers(torch.nn.Module):
+    def __init__(self, model, fn): super().__init__(); self.model, self.fn = model, fn
+    def forward(self, x): return self.fn(self.model(x))
+
+@pytest.mark.parametrize('fn,words', [(lambda z: (z, z), 'a tuple'), (lambda z: dict(logits=z), 'a dict'), (lambda z: z[..., None], '10, 1'), (lambda z: z.long(), 'int64'),
+                                      (lambda z: torch.cat([z, z], 1), '20 outputs'), (lambda z: z[:, :9], '9 outputs')], ids=['tuple', 'dict', 'three axes', 'whole numbers', 'more', 'fewer'])
+def test_a_network_of_ones_own_that_answers_otherwise_is_refused(world, fn, words):
+    t = replace(world['teacher'], model=Answers(world['teacher'].model, fn).eval(), arch='custom')
+    with pytest.raises(InfoUtilError, match=words) as e: distill(world['data'], t, **{**small, 'preflight': True})
+    assert str(e.value).count(';')==2
+
 class Trembling(torch.nn.Module):
     "A network whose float32 answers are off by the noise of another machine"
     def __init__(self, net, seed): super().__init__(); self.net, self.g, self.settled = net, torch.Generator().manual_seed(seed), False
@@ -122,6 +134,20 @@ def test_accelerate_launches_the_same(world, tmp_path):
     launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'infoutil']      # its CPU form asks for MPI
     p = subprocess.run([*launch, *command(world, tmp_path/'many')], env=ENV, capture_output=True, text=True, timeout=300)
     assert p.returncode==0 and tree(tmp_path/'one')==tree(tmp_path/'many'), p.stderr[-2000:]
+
+def test_a_named_data_set_is_fetched_once_for_all_processes(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENV, 'FASTAI_HOME', str(tmp_path/'home'))
+    code, text = finish(start(['distill', 'digits', '--valid-frac', '.2', *command(world, tmp_path/'out')[2:]], n=3, cwd=tmp_path))
+    assert code==0 and (tmp_path/'out').is_dir() and [p.name for p in (tmp_path/'home'/'data').iterdir()]==['digits'], text
+
+def test_a_data_set_that_another_process_fetched_first_is_taken(tmp_path, monkeypatch):
+    import infoutil.data as D
+    write, done = D._write_digits, []
+    def slow(dest):
+        if not done: done.append(1); fetch_data('digits', tmp_path)      # the other process
+        write(dest)
+    monkeypatch.setattr(D, '_write_digits', slow)
+    assert fetch_data('digits', tmp_path)==tmp_path/'digits' and [p.name for p in tmp_path.iterdir()]==['digits']
 
 def test_a_mistake_ends_all_processes_with_its_sentence(world, tmp_path):
     (tmp_path/'full').mkdir(); (tmp_path/'full'/'thesis.txt').touch()
@@ -235,6 +261,30 @@ def test_a_class_whose_file_was_cut_or_altered_or_whose_images_changed_is_made_a
     assert made==[0, 1, 7]
     assert saved(got, tmp_path/'got')==saved(run(), tmp_path/'want')
 
+def test_a_run_goes_on_whatever_its_data_are_called_by(world, tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        stop_after(m, 2)
+        assert main(command(world, tmp_path/'out'))==130
+    monkeypatch.chdir(world['folder'].parent)
+    assert main(['distill', 'digits', *command(world, tmp_path/'out')[2:]])==0 and main(command(world, tmp_path/'want'))==0
+    assert tree(tmp_path/'out')==tree(tmp_path/'want') and not (tmp_path/'out.run').exists()
+
+def test_one_changed_byte_of_an_image_makes_its_class_again(world, tmp_path, monkeypatch):
+    import infoutil.pipeline as pipeline
+    for c in world['data'].classes:
+        for f in sorted((world['folder']/'train'/c).iterdir())[:6]:
+            (tmp_path/'bmp'/c).mkdir(parents=True, exist_ok=True)
+            Image.open(f).resize((64, 64)).save(tmp_path/'bmp'/c/f'{f.stem}.bmp')
+    run = lambda **kw: distill(tmp_path/'bmp', world['teacher'], world['early'], **{**small, 'candidates': 4, 'valid_frac': .2, **kw})
+    run(work=tmp_path/'work')
+    for p in sorted((tmp_path/'bmp'/'7').iterdir()):                # as long as before, with the same beginning and end
+        raw = bytearray(p.read_bytes()); raw[len(raw)//2] ^= 255; p.write_bytes(raw)
+    made, finish_class = [], pipeline._finish_class
+    monkeypatch.setattr(pipeline, '_finish_class', lambda job, table, seen: made.append(table.label) or finish_class(job, table, seen))
+    got = run(work=tmp_path/'work')
+    assert made==[7]
+    assert saved(got, tmp_path/'got')==saved(run(), tmp_path/'want')
+
 def test_other_settings_do_not_go_on_with_a_run(world, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as m:
         stop_after(m, 2)
@@ -243,6 +293,13 @@ def test_other_settings_do_not_go_on_with_a_run(world, tmp_path, monkeypatch, ca
     err = capsys.readouterr().err
     assert 'config.seed was 0 and is 1' in err and 'out.run' in err
     assert main(command(world, tmp_path/'out'))==0 and not (tmp_path/'out.run').exists()
+
+@pytest.mark.parametrize('text', ['', '[]', 'null', '{"settings": null}', '{"settings": 5}', '{"settings": [1]}', '{"settings": "x"}', '{"settings": {"config": 3}}', '['*10**5])
+def test_settings_that_were_altered_are_refused(tmp_path, text):
+    (tmp_path/'out.run').mkdir()
+    (tmp_path/'out.run'/'settings.json').write_text(text); (tmp_path/'out.run'/'class_00000.safetensors').touch()
+    with pytest.raises(OutputError, match='out.run'):
+        with resumable(tmp_path/'out', dict(config=dict(seed=0))): pass
 
 def test_a_full_disk_loses_nothing_that_was_finished(world, tmp_path, monkeypatch, capsys):
     import errno, infoutil.core as core
@@ -256,6 +313,12 @@ def test_a_full_disk_loses_nothing_that_was_finished(world, tmp_path, monkeypatc
     assert 'No space left on device' in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path/'out.run').iterdir() if p.name!='lock')==[f'class_0000{i}.safetensors' for i in range(3)]+['settings.json']
     assert main(command(world, tmp_path/'out'))==0 and main(command(world, tmp_path/'want'))==0 and tree(tmp_path/'out')==tree(tmp_path/'want')
+
+def test_an_error_of_the_disk_names_the_output(tmp_path):
+    import errno
+    with pytest.raises(OutputError, match=r'/out cannot be written \(No space'):
+        with resumable(tmp_path/'out', {}) as run: raise OSError(errno.ENOSPC, 'No space left on device')      # as where the set's last files are written
+    assert not list(tmp_path.iterdir())
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()!=0, reason='only root may mount a small disk')
 def test_a_disk_that_really_fills_up(world, tmp_path):
