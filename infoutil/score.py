@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import getattr_static
 from weakref import WeakKeyDictionary
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -22,23 +23,28 @@ from torch.nn.grad import conv2d_weight
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 # %% ../nbs/12_score.ipynb #c0c4accf
+def _real(t):
+    "Complex numbers as pairs of real ones along a last axis"
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
 def _wide(t):
     "Float64 where the device has it"
-    return t if t.device.type=='mps' else t.double()
+    return _real(t) if t.device.type=='mps' else _real(t).double()
 
 def _norm(t, keep=0):
     "Euclidean norm over all axes but the first `keep`, wide: float32 sums over the last axes only, since 10^8 squares in a row lose digits"
+    t = _real(t)
     t = t if t.dtype==torch.float64 else t.float()
     if t.ndim>keep+1: t = torch.linalg.vector_norm(t.flatten(keep+1), dim=-1)
     return torch.linalg.vector_norm(_wide(t), dim=tuple(range(keep, t.ndim))) if t.ndim>keep else _wide(t.abs())
 
-def _weights(model): return {k:p for k,p in model.named_parameters() if p.is_floating_point()}
+def _weights(model): return {k:p for k,p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
 
 @contextmanager
 def _frozen(model, on=()):
     "Parameters `on` and no others require grad inside; flags and tensor attributes are put back on the way out"
-    on, flags = {id(p) for p in on}, [(p, p.requires_grad) for p in model.parameters()]
     attrs = [(m, k, v) for m in model.modules() for k,v in vars(m).items() if torch.is_tensor(v)]   # weight_norm keeps some
+    on, flags = {id(p) for p in on}, [(p, p.requires_grad) for p in (*model.parameters(), *(v for *_,v in attrs if v.is_leaf))]
     try:
         for p,_ in flags: p.requires_grad_(id(p) in on)
         with torch.inference_mode(False), torch.enable_grad(): yield
@@ -225,7 +231,8 @@ def _has_rule(m):
     "Whether `m` is a layer with a rule, doing what its class says and nothing more"
     extra = any(len(getattr(m, k)) for k in _HOOKS)
     fixed = not isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) or m.running_mean is not None
-    return type(m) in _RULES and fixed and not extra and 'forward' not in vars(m) and any(p is not None for p in m._parameters.values())
+    ps = [p for p in m._parameters.values() if p is not None]
+    return type(m) in _RULES and fixed and not extra and 'forward' not in vars(m) and bool(ps) and not any(p.is_complex() for p in ps)
 
 # %% ../nbs/12_score.ipynb #f0070714
 def _reads(out, params):
@@ -388,7 +395,8 @@ def _pass_sq(model, x, y, plan, precision, only=None, misfit=_refuse):
 class _Look:
     "One image through plain autograd: calls, reads and true squared gradient norms of everything"
     def __init__(self, model, x, y):
-        self.model, self.params, self.mods = model, _weights(model), dict(model.named_modules())
+        self.model, self.params = model, _weights(model)
+        self.mods = {k: m for k,m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}   # those take no hooks
         self.name_of = {id(p): k for k,p in self.params.items()}
         self.notes, self.outs, self.local, self.widest, self.held, hooks = {}, {}, {}, 1, 1, []
         with _frozen(model, self.params.values()):
@@ -418,9 +426,7 @@ class _Look:
 # %% ../nbs/12_score.ipynb #8ac76210
 def _check_logits(logits, x, y):
     "Refuse what is not a table of logits, and labels outside it"
-    if not torch.is_tensor(logits) or logits.ndim!=2 or len(logits)!=len(x):
-        came = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise InfoUtilError(f"the model returned {came} for {len(x)} image(s); logits of shape (n, classes) are accepted; wrap it so that it returns them")
+    check_logits(logits, len(x))
     check_labels(y, logits.shape[1])
 
 def _check_finite(s, what):
@@ -536,7 +542,7 @@ def _tensor_mark(t): return id(t), t._version, t.data_ptr(), t.shape, t.dtype
 
 def _signature(model):
     "What a plan was made for: another value means that the model has been changed"
-    mods = [(k, id(m), type(m), id(type(m).forward), id(vars(m).get('forward')), [(a, v) for a,v in vars(m).items() if isinstance(v, _PLAIN)],
+    mods = [(k, id(m), type(m), id(getattr_static(type(m), 'forward', None)), id(vars(m).get('forward')), [(a, v) for a,v in vars(m).items() if isinstance(v, _PLAIN)],
              [tuple(getattr(m, h)) for h in _HOOKS]) for k,m in model.named_modules(remove_duplicate=False)]
     return mods, [(k, _tensor_mark(p)) for k,p in model.named_parameters(remove_duplicate=False)]
 
@@ -571,6 +577,8 @@ def _check_scored(model, x, y):
     if not isinstance(model, nn.Module):
         raise InfoUtilError(f"a {type(model).__name__} came as the model; an nn.Module with parameters is accepted; wrap the function in one")
     check_eval(model); check_batch(x, y)
+    if any(p.is_inference() for p in model.parameters()):
+        raise InfoUtilError("the model was made in inference mode, where no gradient can be taken; an ordinary one is accepted; make or load it outside torch.inference_mode()")
 
 def _cache_chunk(plan):
     "Images that a CPU's caches hold; more where many layers want to be paid for. Beyond 32 a ResNet-18 gains 7 % at most, and memory doubles"
@@ -650,6 +658,7 @@ def grad_norms(
     if not _weights(model):
         raise InfoUtilError(f"{type(model).__name__} has no floating point parameters; a network with some is accepted; pass the teacher itself")
     if not len(x): return _result([], x, 'gradient norms')
+    x = x.detach()                                            # the caller's gradient is left alone
     plan = _plan_for(model, x, y, method)
     way  = {'vmap': _vmap_norms, 'loop': _loop_norms}.get(method, _general if plan is None else partial(_planned, plan))
     if plan and plan.last: x = x.contiguous(memory_format=torch.channels_last)
@@ -718,7 +727,7 @@ def utility(
         for i in range(len(x)):
             rest = [j for j in range(len(x)) if j!=i]
             left = _sgd_step(model, ps, x[rest], y[rest], eta)
-            flow = sum(each[k].flatten(1)@(full[k]-left[k]).flatten() for k in ps)  # change of each example's gradient flow
+            flow = sum(_real(each[k]).flatten(1)@_real(full[k]-left[k]).flatten() for k in ps)  # change of each example's gradient flow
             out.append(flow.abs().max())
     return torch.stack(out).to(x.dtype)
 

@@ -189,3 +189,55 @@ def test_bad_label_anywhere():
         with pytest.raises(InfoUtilError, match='class order'): grad_norms(m := toy_model(), x, y)
     grad_norms(m, x[:4], y[:4])
     with pytest.raises(InfoUtilError, match='class order'): grad_norms(m, x, y)
+
+class Wrapped(nn.Module):
+    "A network in a wrapper that changes what comes out"
+    def __init__(self, change): super().__init__(); self.body, self.change = toy_model(), change
+    def forward(self, x): return self.change(self.body(x))
+
+@pytest.mark.parametrize('method', ['auto', 'vmap', 'loop'])
+def test_gradients_of_the_caller_are_left_alone(method):
+    "Those of images that want one, and of a tensor that is no parameter"
+    x, y = toy_batch(4)
+    m = Wrapped(lambda z: z*m.scale).eval()
+    m.scale = torch.ones(4, requires_grad=True)
+    want, x = grad_norms(toy_model(), x, y), x.requires_grad_()
+    got = grad_norms(m, x, y, method=method)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=0)
+    assert not got.requires_grad and x.grad is None and m.scale.grad is None and m.scale.requires_grad and x.requires_grad
+
+@pytest.mark.parametrize('make', [torch.jit.script, lambda m: torch.jit.trace(m, toy_batch(2)[0]), lambda m: nn.Sequential(torch.jit.script(m), nn.Linear(4, 4)).eval()])
+@pytest.mark.filterwarnings('ignore')
+def test_scripted_networks(make):
+    m, (x, y) = make(toy_model()), toy_batch(5)
+    for _ in range(3): torch.testing.assert_close(grad_norms(m, x, y), grad_norms(m, x, y, method='loop'), rtol=1e-5, atol=0)   # a script is rewritten after its first runs
+    torch.testing.assert_close(grad_norms(m, x, y).double(), loop(m, x, y), rtol=1e-5, atol=0)
+
+class Waves(nn.Module):
+    "Complex parameters: of a layer, and bare"
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8, dtype=torch.complex64), nn.Linear(8, 4)
+        self.turn = nn.Parameter(torch.randn(1, 8, dtype=torch.complex64))
+    def forward(self, x):
+        z = self.mix(self.conv(x).relu().mean((2, 3))*self.turn)
+        return self.head((z*z).real+z.imag)
+
+@pytest.mark.filterwarnings('error')
+def test_complex_parameters_count():
+    with seeded(7): m = Waves().eval()
+    x, y = toy_batch(5)
+    want = []
+    for xi, yi in zip(x, y):
+        gs = torch.autograd.grad(nn.functional.cross_entropy(m(xi[None]), yi[None]), list(m.parameters()))
+        want.append(sum((g.abs()**2).sum() for g in gs).sqrt())
+    for method in ('auto', 'vmap', 'loop'): torch.testing.assert_close(grad_norms(m, x, y, method=method), torch.stack(want), rtol=1e-5, atol=0)
+
+def test_what_gives_no_norm_is_said():
+    x, y = toy_batch(4)
+    for t in (torch.uint8, torch.int16):
+        for f in (grad_norms, loss_scores, el2n_scores):
+            with pytest.raises(InfoUtilError, match='type int64 are accepted'): f(toy_model(), x, y.to(t))
+    with pytest.raises(InfoUtilError, match='torch.bool.*logits of shape'): grad_norms(Wrapped(lambda z: z>0).eval(), x, y)
+    with torch.inference_mode(): m = toy_model()
+    with pytest.raises(InfoUtilError, match='outside torch.inference_mode'): grad_norms(m, x, y)
