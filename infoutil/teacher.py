@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'SCHEDULES', 'ON_ERROR', 'DEMO_ARCH', 'Teacher', 'save_teacher', 'teacher_states', 'load_teacher',
            'check_classes', 'check_early', 'TrainingRecord', 'save_record', 'load_record', 'ForgettingCounts',
-           'check_unseen', 'Autocast', 'SaveEarly', 'teacher_learner', 'teacher_of', 'random_state', 'set_random_state',
-           'run_state', 'set_run_state', 'KeepEpochs', 'ShareAccuracy', 'state_name', 'train_teacher', 'predict',
-           'check_teacher', 'demo_teacher']
+           'check_unseen', 'Autocast', 'SaveEarly', 'TidyLearner', 'teacher_learner', 'teacher_of', 'random_state',
+           'set_random_state', 'run_state', 'set_run_state', 'KeepEpochs', 'ShareAccuracy', 'state_name',
+           'train_teacher', 'predict', 'check_teacher', 'demo_teacher']
 
 # %% ../nbs/03_teacher.ipynb #7374e928
 from .core import *
@@ -333,6 +333,15 @@ class SaveEarly(Callback):
     def after_epoch(self):
         if self.epoch+1==self.n: self.save(self.learn, self.n)
 
+# %% ../nbs/03_teacher.ipynb #59e2d53b
+class TidyLearner(Learner):
+    "fastai's `Learner` whose callbacks put away what they opened for a batch that ends by an error"
+    def _with_events(self, f, event_type, *args, **kwargs):
+        try: super()._with_events(f, event_type, *args, **kwargs)
+        except BaseException:
+            if event_type=='batch': self('after_cancel_batch')
+            raise
+
 # %% ../nbs/03_teacher.ipynb #fe42ae2e
 SCHEDULES = ('one_cycle', 'paper')
 
@@ -357,8 +366,8 @@ def teacher_learner(
     dls = image_dls(data, size, bs, augment=augment, workers=workers, device=device)
     if model is None:
         with seeded(seed, 'teacher weights'): model = get_model(arch, data.n_classes, size)
-    learn = Learner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=_fastai_accuracy,
-                    cbs=[Autocast(precision), ChannelsLast()])
+    learn = TidyLearner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=_fastai_accuracy,
+                        cbs=[Autocast(precision), ChannelsLast()])
     learn.arch, learn.size = arch, size
     return learn
 
