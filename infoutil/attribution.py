@@ -9,7 +9,7 @@ __all__ = ['OUTPUTS', 'PRIORS', 'METHODS', 'BUDGET', 'patch_edges', 'show_only',
 # %% ../nbs/10_attribution.ipynb #5c9893c7
 from .core import *
 from .inference import choose_chunk, fast_copy, in_chunks
-import math, itertools
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.resources import files
@@ -44,9 +44,14 @@ def _hide(out, x, masks, grid, cells, base):
     if base is None: torch.mul(cut(x)[:, None], m, out=cut(out))
     else: torch.where(m, cut(x)[:, None], cut(base)[:, None], out=cut(out))
 
+def _like(x, baseline):
+    "The baseline in the shape of images `x`"
+    try: return baseline.to(x).expand(x.shape)
+    except RuntimeError: raise InfoUtilError(f"a baseline of shape {tuple(baseline.shape)} came for images {tuple(x.shape)}; a number, or a tensor that broadcasts to them, is accepted; a colour has the shape ({x.shape[1]}, 1, 1)") from None
+
 def _ready(x, masks, grid, baseline, layout):
     "Images, masks, patches of pixels and baseline (n, c, h, w) as `_hide` takes them"
-    base = None if baseline is None else baseline.to(x).expand(x.shape)
+    base = None if baseline is None else _like(x, torch.as_tensor(baseline))
     return x.contiguous(memory_format=layout), masks.to(x.device, x.dtype if base is None else torch.bool), _pixel_patches(x, grid), base
 
 def show_only(
@@ -96,7 +101,6 @@ class _Passes:
         return out.gather(1, self.who[rows])[:, 0]
 
 # %% ../nbs/10_attribution.ipynb #b2c24df9
-@torch.inference_mode()
 def coalition_values(
     model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
     x:Tensor,                   # Normalized images (n, c, h, w)
@@ -115,7 +119,8 @@ def coalition_values(
     if not len(x) or not len(masks): return torch.zeros(len(x), len(masks), dtype=torch.float64, device=dev)
     net = fast_copy(model, precision)
     passes = _Passes(net, x, y, masks, grid, baseline, output)
-    res = torch.cat(in_chunks(passes, len(x)*len(masks), choose_chunk(net, x) if chunk is None else chunk)).double().view(len(x), len(masks))
+    with torch.inference_mode(): parts = in_chunks(passes, len(x)*len(masks), choose_chunk(net, x) if chunk is None else chunk)
+    res = torch.cat(parts).double().view(len(x), len(masks))             # outside of inference mode, so that autograd may use it
     if not res.isfinite().all(): raise InfoUtilError("the model's output holds NaN or infinity; finite logits are accepted; check its weights and the normalization")
     return res
 
@@ -305,9 +310,10 @@ _SPREADS = tuple(dict.fromkeys(spread for _,spread in PRIORS))
 
 def _triples(grid, reach=3):
     "Triples of cells no wider than `reach`, int (t, 3), and their diameters (t,)"
-    t = np.array(list(itertools.combinations(range(grid*grid), 3)))
-    diam = np.maximum(np.ptp(t//grid, 1), np.ptp(t%grid, 1))
-    return t[diam<=reach], diam[diam<=reach]
+    cells = np.arange(grid*grid)
+    ahead = [c[(c//grid<=i//grid+reach)&(abs(c%grid-i%grid)<=reach)] for i,c in ((i, cells[i+1:]) for i in cells)]   # later cells near a cell, since all triples would be too many
+    t = np.array([(i, j, k) for i in cells for j in ahead[i] for k in np.intersect1d(ahead[i], ahead[j], assume_unique=True)]).reshape(-1, 3)
+    return t, np.maximum(np.ptp(t//grid, 1), np.ptp(t%grid, 1))
 
 def _truncated(grid, chi, spreads=_SPREADS):
     "For every spread: covariance (n, n) of the pair differences at the sign rows `chi` (n, d), theirs with phi (d, n), variance of phi (d,); order 3 alone"
@@ -545,13 +551,16 @@ def _last_conv(model):
 def _cam(model, x, y, grid, layer):
     "Grad-CAM of one batch"
     acts = []
-    h = layer.register_forward_hook(lambda _,__,out: acts.append(out))
+    def keep(_, __, out):
+        acts.append(out)
+        return out.clone() if torch.is_tensor(out) else None     # what follows may work in place
+    h = layer.register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            out = model(x.detach().requires_grad_())
-            check_labels(y, out.shape[1])
-            if not acts or acts[-1].ndim!=4:
-                came = tuple(acts[-1].shape) if acts else 'none'
+        with torch.inference_mode(False), torch.enable_grad():
+            out = model(x.detach().clone().requires_grad_())
+            check_logits(out, len(x)); check_labels(y, out.shape[1])
+            if not acts or not torch.is_tensor(acts[-1]) or acts[-1].ndim!=4:
+                came = 'none' if not acts else tuple(acts[-1].shape) if torch.is_tensor(acts[-1]) else type(acts[-1]).__name__
                 raise InfoUtilError(f"the layer's output has shape {came}; (n, c, h, w) is accepted; name a convolution with layer=")
             g = torch.autograd.grad(out.gather(1, y[:, None]).sum(), acts[-1])[0]
     finally: h.remove()
@@ -565,10 +574,11 @@ def grad_cam(
     y:Tensor,                # Classes (n,)
     grid:int=4,              # Patches along one side
     layer:nn.Module=None,    # Layer to look at, with an output (n, c, h, w); None: the last convolution
-    chunk:int=64,            # Images a pass; does not change the result
+    chunk:int=64,            # Images a pass, halved where memory runs out; does not change the result
 )->Tensor:                   # (n, grid, grid), 0 or more, no unit
     "Grad-CAM maps at the resolution of the patch grid"
     check_batch(x, y); check_eval(model); _check_grid(x, grid)
     layer = layer or _last_conv(model)
     if not len(x): return x.new_zeros(0, grid, grid)
-    return torch.cat([_cam(model, *xy, grid, layer) for xy in zip(x.to(device_of(model)).split(chunk), y.to(device_of(model)).split(chunk))])
+    x, y = x.to(device_of(model)), y.to(device_of(model))
+    return torch.cat(in_chunks(lambda rows: _cam(model, x[rows], y[rows], grid, layer), len(x), chunk))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice',
-           'check_batch', 'check_labels', 'check_eval', 'seed_from', 'rng', 'seeded', 'device_of', 'default_device',
-           'fast_bfloat16', 'autocast', 'open_file', 'sha256', 'sealed', 'check_seal', 'write_json', 'check_new',
-           'check_apart', 'check_file', 'new_dir', 'save_part', 'load_part', 'Run', 'resumable', 'toy_batch',
-           'toy_model']
+           'check_batch', 'check_labels', 'check_logits', 'check_eval', 'seed_from', 'rng', 'seeded', 'device_of',
+           'default_device', 'fast_bfloat16', 'autocast', 'open_file', 'sha256', 'sealed', 'check_seal', 'write_json',
+           'check_new', 'check_apart', 'check_file', 'new_dir', 'save_part', 'load_part', 'Run', 'resumable',
+           'toy_batch', 'toy_model']
 
 # %% ../nbs/00_core.ipynb #8fded848
 import os, re, json, math, random, hashlib, shutil, stat, tempfile, difflib
@@ -62,7 +62,7 @@ def check_batch(
         raise InfoUtilError(f"images came as {came}; a normalized floating point tensor (n, c, h, w) is accepted; "
                             "add the batch axis with x[None] or normalize the bytes first")
     if y is None: return
-    if not torch.is_tensor(y) or y.shape!=x.shape[:1] or y.is_floating_point() or y.dtype==torch.bool:
+    if not torch.is_tensor(y) or y.shape!=x.shape[:1] or y.dtype not in (torch.int64, torch.int32):
         came = f'{tuple(y.shape)} of {y.dtype}' if torch.is_tensor(y) else type(y).__name__
         raise InfoUtilError(f"labels came as {came} for {len(x)} images; class indices of shape ({len(x)},) and type int64 are accepted; "
                             "pass one integer an image")
@@ -75,6 +75,16 @@ def check_labels(
     if len(y) and (int(y.min())<0 or int(y.max())>=n_classes):
         raise InfoUtilError(f"labels run from {int(y.min())} to {int(y.max())}; a model of {n_classes} classes takes 0 to {n_classes-1}; "
                             "check the class order")
+
+# %% ../nbs/00_core.ipynb #11481c72
+def check_logits(
+    logits,     # What a model returned
+    n:int,      # For how many images
+)->None:        # Nothing; `InfoUtilError` where it is no table of logits
+    "Refuse what is not a row of floating point numbers an image, such as the dictionaries and tuples that some networks return"
+    if torch.is_tensor(logits) and logits.ndim==2 and len(logits)==n and logits.is_floating_point(): return
+    came = f'{tuple(logits.shape)} of {logits.dtype}' if torch.is_tensor(logits) else type(logits).__name__
+    raise InfoUtilError(f"the model returned {came} for {n} image(s); logits of shape (n, classes) are accepted; wrap it so that it returns them")
 
 def check_eval(
     model,  # A network; a plain callable passes

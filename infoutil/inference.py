@@ -10,6 +10,7 @@ from .core import *
 import gc, os
 from contextlib import suppress
 from copy import deepcopy
+from inspect import getattr_static
 from pathlib import Path
 from fastcore.basics import patch
 from weakref import WeakKeyDictionary
@@ -52,13 +53,26 @@ def _folded(model):
     return g
 
 # %% ../nbs/05_inference.ipynb #d98f80e7
-_PLAIN = (bool, int, float, str, tuple, type(None))
+_PLAIN = (bool, int, float, str, type(None))
+_EVERY = vars(nn.Module()).keys()-{'training'}                # what each module has: parameters, hooks, and so on
 
-def _tensors(model): return [*model.parameters(), *model.buffers()]
+def _own(m):
+    "Attributes of a module that its class has given it"
+    return {k: v for k,v in vars(m).items() if k not in _EVERY}
+
+def _tensors(model): return [*model.parameters(), *model.buffers(), *(v for m in model.modules() for v in _own(m).values() if torch.is_tensor(v))]
+
+def _mark(v, deep=3):
+    "What an attribute is compared by: its value where that is plain, its members', else which object it is and that object's plain values"
+    if isinstance(v, _PLAIN) or torch.is_tensor(v): return v if isinstance(v, _PLAIN) else (id(v), None if v.is_inference() else v._version)
+    if not deep: return id(v)
+    if isinstance(v, dict): return [(k if isinstance(k, _PLAIN) else id(k), _mark(u, deep-1)) for k,u in v.items()]
+    if isinstance(v, (list, tuple, set, frozenset)): return [_mark(u, deep-1) for u in v]
+    return id(v), [(k, u) for k,u in getattr(v, '__dict__', {}).items() if isinstance(u, _PLAIN)]
 
 def _settings(model):
-    "What a trace takes for constant: the modules, whether they train, and their attributes that are plain values"
-    return [(name, id(m), [(k, v) for k,v in vars(m).items() if isinstance(v, _PLAIN)]) for name,m in model.named_modules()]
+    "What a trace takes for constant: the modules, their code, and their attributes but for tensors, which `_same` compares"
+    return [(name, id(m), id(getattr_static(type(m), 'forward', None)), [(k, None if torch.is_tensor(v) else _mark(v)) for k,v in _own(m).items()]) for name,m in model.named_modules()]
 
 def _same(ts, kept):
     "Whether tensors are, value for value, those that were kept"
@@ -68,11 +82,16 @@ def _same(ts, kept):
 # %% ../nbs/05_inference.ipynb #44fdf961
 _WRAPPED = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
+def _hides(m):
+    "Whether a module keeps others in a list, a tuple or a dictionary of its own, where their weights are nobody's"
+    inside = lambda v: v.values() if isinstance(v, dict) else v if isinstance(v, (list, tuple)) else (v,)
+    return any(isinstance(u, nn.Module) for v in _own(m).values() for u in inside(v))
+
 def _may_copy(model):
     "Whether a copy can stand for the model: a plain network with a convolution, and nothing hung onto it"
     if not isinstance(model, nn.Module): return False
     mods = list(model.modules())
-    odd = any(isinstance(m, _WRAPPED) or hasattr(m, '_orig_mod') or 'forward' in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in mods)
+    odd = any(isinstance(m, _WRAPPED) or hasattr(m, '_orig_mod') or 'forward' in vars(m) or m._forward_hooks or m._forward_pre_hooks or _hides(m) for m in mods)
     return not odd and any(isinstance(m, nn.Conv2d) for m in mods) and not any(t.is_inference() for t in _tensors(model))
 
 # %% ../nbs/05_inference.ipynb #c6912aa5
@@ -134,21 +153,29 @@ class _Candidates:
         for how,make in (('folded', _folded), ('channels last', lambda m: m)):
             with suppress(Exception):                         # what cannot be copied or traced is left out
                 self.copies[how] = make(deepcopy(model)).requires_grad_(False).eval().to(memory_format=torch.channels_last)
-    def fits(self, model): return self.settings==_settings(model) and _same(_tensors(model), self.kept)
+    def fits(self, model): return not self.copies or self.settings==_settings(model) and _same(_tensors(model), self.kept)   # without copies nothing is out of date
     def pick(self, model, x):
         "The name of the copy that serves images like `x`, and the bytes of its largest activation; ('as it is', None) where none does"
         key = (x.shape[1:], x.dtype, x.device)
         if key not in self.serves:
-            with torch.no_grad(): want = model(x[:2].contiguous())
-            tried = ((how, _try(net, x[:2], want)) for how,net in self.copies.items())
-            self.serves[key] = next((t for t in tried if t[1] is not None), ('as it is', None))
+            try: self.serves[key] = self.compare(model, x[:2])
+            except (RuntimeError, MemoryError) as e:
+                if not _is_out_of_memory(e): raise
+                raise BudgetError(f"memory ran out with {len(x[:2])} images ({str(e)[:160]}); room for them is accepted; free memory, or take smaller images or a smaller network") from e
         return self.serves[key]
+    def compare(self, model, x):
+        "The first copy that agrees with the model on `x`"
+        with torch.no_grad(): want = model(x.contiguous())
+        if not self.fits(model): self.copies, self.serves = {}, {}                        # it changes itself as it runs
+        tried = ((how, _try(net, x, want)) for how,net in self.copies.items())
+        return next((t for t in tried if t[1] is not None), ('as it is', None))
     @torch.inference_mode(False)
     def rounded(self, how):
         "The copy with bfloat16 weights"
         if how not in self.low: self.low[how] = _rounded(self.copies[how])
         return self.low[how]
 
+# %% ../nbs/05_inference.ipynb #39ed363e
 _made = WeakKeyDictionary()   # model -> its candidates
 
 @torch.inference_mode(False)                                  # tensors made in inference mode could not be changed later
@@ -178,6 +205,7 @@ class FastCopy(nn.Module):
         x = x.contiguous(memory_format=self.layout(x))
         alone = len(x)==1 and how!='as it is'                 # one image takes another path through a linear layer, which rounds otherwise
         with low: out = self._net(how, isinstance(low, torch.autocast))(torch.cat([x, x]) if alone else x)
+        check_logits(out, len(x)+alone)
         out = out[:1] if alone else out
         return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
 

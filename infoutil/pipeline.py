@@ -138,6 +138,8 @@ def check_config(
     for k, least in (('ipc', 1), ('candidates', 1), ('crops', 1), ('grid', 2), ('alpha', 0), ('factor', 1), ('per_image', 1), ('iterations', 1)):
         v = getattr(cfg, k)
         if v is not None and v<least: raise InfoUtilError(f"{k} {v} came; {least} or more is accepted; raise {k}")
+    for k, most in (('crops', 1000), ('alpha', 1000), ('grid', 32)):                # beyond these a slip of the finger, and days of work
+        if getattr(cfg, k)>most: raise InfoUtilError(f"{k} {getattr(cfg, k)} came; {most} or less is accepted; lower {k}")
     lo, hi = cfg.min_area, cfg.max_area
     if not (0<(lo or hi or 1)<=(hi or lo or 1)<=1) or 0 in (lo, hi):
         raise InfoUtilError(f"window areas from {lo} to {hi} came; 0 < min_area <= max_area <= 1 is accepted; the paper's is 0.25 for both")

@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import getattr_static
 from weakref import WeakKeyDictionary
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -22,23 +23,28 @@ from torch.nn.grad import conv2d_weight
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 # %% ../nbs/12_score.ipynb #c0c4accf
+def _real(t):
+    "Complex numbers as pairs of real ones along a last axis"
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
 def _wide(t):
     "Float64 where the device has it"
-    return t if t.device.type=='mps' else t.double()
+    return _real(t) if t.device.type=='mps' else _real(t).double()
 
 def _norm(t, keep=0):
     "Euclidean norm over all axes but the first `keep`, wide: float32 sums over the last axes only, since 10^8 squares in a row lose digits"
+    t = _real(t)
     t = t if t.dtype==torch.float64 else t.float()
     if t.ndim>keep+1: t = torch.linalg.vector_norm(t.flatten(keep+1), dim=-1)
     return torch.linalg.vector_norm(_wide(t), dim=tuple(range(keep, t.ndim))) if t.ndim>keep else _wide(t.abs())
 
-def _weights(model): return {k:p for k,p in model.named_parameters() if p.is_floating_point()}
+def _weights(model): return {k:p for k,p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
 
 @contextmanager
 def _frozen(model, on=()):
     "Parameters `on` and no others require grad inside; flags and tensor attributes are put back on the way out"
-    on, flags = {id(p) for p in on}, [(p, p.requires_grad) for p in model.parameters()]
     attrs = [(m, k, v) for m in model.modules() for k,v in vars(m).items() if torch.is_tensor(v)]   # weight_norm keeps some
+    on, flags = {id(p) for p in on}, [(p, p.requires_grad) for p in (*model.parameters(), *(v for *_,v in attrs if v.is_leaf))]
     try:
         for p,_ in flags: p.requires_grad_(id(p) in on)
         with torch.inference_mode(False), torch.enable_grad(): yield
@@ -213,19 +219,28 @@ def _groupnorm_sq(m, a, g):
 # %% ../nbs/12_score.ipynb #a671d1e1
 _RULES = {nn.Linear: _linear_sq, nn.Conv2d: _conv_sq, nn.BatchNorm1d: _batchnorm_sq, nn.BatchNorm2d: _batchnorm_sq,
           nn.LayerNorm: _layernorm_sq, nn.GroupNorm: _groupnorm_sq}
+_OUT = type(nn.MultiheadAttention(1, 1).out_proj)              # a linear layer that attention reads and never calls
 
 def _rule_sq(m, a, g):
     "Apply the rule of `m`; half precision is widened, since Gram products cancel"
     dt = torch.float64 if g.dtype==torch.float64 else torch.float32
-    return _wide(_RULES[type(m)](m, a.to(dt), g.to(dt))).clamp_min(0)
+    return _wide(_RULES.get(type(m), _linear_sq)(m, a.to(dt), g.to(dt))).clamp_min(0)
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 def _has_rule(m):
     "Whether `m` is a layer with a rule, doing what its class says and nothing more"
-    extra = any(len(getattr(m, k)) for k in _HOOKS)
     fixed = not isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) or m.running_mean is not None
-    return type(m) in _RULES and fixed and not extra and 'forward' not in vars(m) and any(p is not None for p in m._parameters.values())
+    ps = [p for p in m._parameters.values() if p is not None]
+    return type(m) in _RULES and fixed and _untouched(m) and bool(ps) and not any(p.is_complex() for p in ps)
+
+# %% ../nbs/12_score.ipynb #7adcde44
+def _untouched(m): return not any(len(getattr(m, k)) for k in _HOOKS) and 'forward' not in vars(m)
+
+def _attends(m):
+    "Whether `m` is torch's attention with packed weights and nothing added"
+    plain = type(m) is nn.MultiheadAttention and m._qkv_same_embed_dim and m.bias_k is None and m.bias_v is None and not m.add_zero_attn
+    return plain and type(m.out_proj) is _OUT and _untouched(m)
 
 # %% ../nbs/12_score.ipynb #f0070714
 def _reads(out, params):
@@ -289,6 +304,41 @@ def _rule_hook(name, n, parts, calls, misfit, m, args, out):
     out.register_hook(partial(_on_grad, [(a, a._version)], parts, name, m))
     return out
 
+# %% ../nbs/12_score.ipynb #33e73c28
+class _Part:
+    "A linear layer that has no module of its own"
+    def __init__(self, bias): self.bias = bias
+
+def _met(out, a, bias, parts, name):
+    "The output of a linear layer, whose gradient is met on the way back"
+    out, a = _tap(out), a.detach()
+    out.register_hook(partial(_on_grad, [(a, a._version)], parts, name, _Part(bias)))
+    return out
+
+def _attend(m, x, parts, name, need_weights, average):
+    "What attention `m` makes of tokens `x` (n, t, e), and its weights (n, [heads,] t, t) where they are asked for"
+    qkv = _met(F.linear(x, m.in_proj_weight, m.in_proj_bias), x, m.in_proj_bias, parts, name)
+    q, k, v = (p.unflatten(-1, (m.num_heads, -1)).transpose(1, 2) for p in qkv.chunk(3, -1))
+    w = (q*q.shape[-1]**-.5@k.mT).softmax(-1) if need_weights else None
+    o = (F.scaled_dot_product_attention(q, k, v) if w is None else w@v).transpose(1, 2).flatten(2)
+    out = _met(F.linear(o, m.out_proj.weight, m.out_proj.bias), o, m.out_proj.bias, parts, f'{name}.out_proj')
+    return out, w.mean(1) if need_weights and average else w
+
+class _Attending:
+    "Lends an attention module a `forward` that shows what its rule needs; `remove` takes it back"
+    def __init__(self, name, n, parts, calls, misfit, m):
+        self.m, names = m, (name, f'{name}.out_proj')
+        def forward(query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False):
+            calls.update(names)
+            x = query if m.batch_first else query.transpose(0, 1)
+            if calls[name]>1 or not query is key is value or key_padding_mask is not None or attn_mask is not None or is_causal or x.ndim!=3 or len(x)!=n:
+                for k in names: misfit(k)
+                return type(m).forward(m, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            out, w = _attend(m, x, parts, name, need_weights, average_attn_weights)
+            return out if m.batch_first else out.transpose(0, 1), w
+        m.forward = forward
+    def remove(self): del self.m.forward
+
 # %% ../nbs/12_score.ipynb #a05aa19a
 class _Call:
     "What one call of a module was given, and whether that is still untouched"
@@ -348,7 +398,8 @@ def _refuse(name): raise _Mismatch(name)
 def _hook_all(plan, n, parts, jobs, calls, misfit):
     "Hang the plan's hooks into the network; returns their handles"
     notes = {}
-    hooks = [m.register_forward_hook(partial(_rule_hook, k, n, parts, calls, misfit)) for k,m in plan.rules.items()]
+    watch = lambda k, m: _Attending(k, n, parts, calls, misfit, m) if isinstance(m, nn.MultiheadAttention) else m.register_forward_hook(partial(_rule_hook, k, n, parts, calls, misfit))
+    hooks = [watch(k, m) for k,m in plan.rules.items() if type(m) is not _OUT]
     for k,(m,*_) in plan.replays.items():
         hooks.append(m.register_forward_pre_hook(partial(_note_call, notes, k), with_kwargs=True))
         hooks.append(m.register_forward_hook(partial(_replay_hook, k, n, notes, jobs, misfit), with_kwargs=True))
@@ -388,7 +439,8 @@ def _pass_sq(model, x, y, plan, precision, only=None, misfit=_refuse):
 class _Look:
     "One image through plain autograd: calls, reads and true squared gradient norms of everything"
     def __init__(self, model, x, y):
-        self.model, self.params, self.mods = model, _weights(model), dict(model.named_modules())
+        self.model, self.params = model, _weights(model)
+        self.mods = {k: m for k,m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}   # those take no hooks
         self.name_of = {id(p): k for k,p in self.params.items()}
         self.notes, self.outs, self.local, self.widest, self.held, hooks = {}, {}, {}, 1, 1, []
         with _frozen(model, self.params.values()):
@@ -418,9 +470,7 @@ class _Look:
 # %% ../nbs/12_score.ipynb #8ac76210
 def _check_logits(logits, x, y):
     "Refuse what is not a table of logits, and labels outside it"
-    if not torch.is_tensor(logits) or logits.ndim!=2 or len(logits)!=len(x):
-        came = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise InfoUtilError(f"the model returned {came} for {len(x)} image(s); logits of shape (n, classes) are accepted; wrap it so that it returns them")
+    check_logits(logits, len(x))
     check_labels(y, logits.shape[1])
 
 def _check_finite(s, what):
@@ -444,7 +494,12 @@ def own(self:_Look, k):
 @patch
 def plain(self:_Look, k):
     "Whether layer `k` qualifies for its rule: called once on one tensor, and nobody else reads its parameters"
-    return _has_rule(self.mods[k]) and self.once(k) and len(self.notes[k][0].leaves)==1 and all(self.reads[p]<=1 for p in self.own(k))
+    m, up = self.mods[k], k.rpartition('.')[0]
+    if type(m) is _OUT and isinstance(self.mods.get(up), nn.MultiheadAttention): return self.plain(up)      # both parts or none
+    if isinstance(m, nn.MultiheadAttention):
+        mine = [*self.own(k), *self.own(f'{k}.out_proj')] if _attends(m) and f'{k}.out_proj' in self.mods else []
+        return bool(mine) and len(self.notes.get(k, []))==1 and self.notes[k][0].intact() and all(self.reads[p]<=1 for p in mine)
+    return _has_rule(m) and self.once(k) and len(self.notes[k][0].leaves)==1 and all(self.reads[p]<=1 for p in self.own(k))
 
 @patch
 def holds(self:_Look, scope, k):
@@ -536,7 +591,7 @@ def _tensor_mark(t): return id(t), t._version, t.data_ptr(), t.shape, t.dtype
 
 def _signature(model):
     "What a plan was made for: another value means that the model has been changed"
-    mods = [(k, id(m), type(m), id(type(m).forward), id(vars(m).get('forward')), [(a, v) for a,v in vars(m).items() if isinstance(v, _PLAIN)],
+    mods = [(k, id(m), type(m), id(getattr_static(type(m), 'forward', None)), id(vars(m).get('forward')), [(a, v) for a,v in vars(m).items() if isinstance(v, _PLAIN)],
              [tuple(getattr(m, h)) for h in _HOOKS]) for k,m in model.named_modules(remove_duplicate=False)]
     return mods, [(k, _tensor_mark(p)) for k,p in model.named_parameters(remove_duplicate=False)]
 
@@ -571,6 +626,8 @@ def _check_scored(model, x, y):
     if not isinstance(model, nn.Module):
         raise InfoUtilError(f"a {type(model).__name__} came as the model; an nn.Module with parameters is accepted; wrap the function in one")
     check_eval(model); check_batch(x, y)
+    if any(p.is_inference() for p in model.parameters()):
+        raise InfoUtilError("the model was made in inference mode, where no gradient can be taken; an ordinary one is accepted; make or load it outside torch.inference_mode()")
 
 def _cache_chunk(plan):
     "Images that a CPU's caches hold; more where many layers want to be paid for. Beyond 32 a ResNet-18 gains 7 % at most, and memory doubles"
@@ -650,6 +707,7 @@ def grad_norms(
     if not _weights(model):
         raise InfoUtilError(f"{type(model).__name__} has no floating point parameters; a network with some is accepted; pass the teacher itself")
     if not len(x): return _result([], x, 'gradient norms')
+    x = x.detach()                                            # the caller's gradient is left alone
     plan = _plan_for(model, x, y, method)
     way  = {'vmap': _vmap_norms, 'loop': _loop_norms}.get(method, _general if plan is None else partial(_planned, plan))
     if plan and plan.last: x = x.contiguous(memory_format=torch.channels_last)
@@ -718,7 +776,7 @@ def utility(
         for i in range(len(x)):
             rest = [j for j in range(len(x)) if j!=i]
             left = _sgd_step(model, ps, x[rest], y[rest], eta)
-            flow = sum(each[k].flatten(1)@(full[k]-left[k]).flatten() for k in ps)  # change of each example's gradient flow
+            flow = sum(_real(each[k]).flatten(1)@_real(full[k]-left[k]).flatten() for k in ps)  # change of each example's gradient flow
             out.append(flow.abs().max())
     return torch.stack(out).to(x.dtype)
 

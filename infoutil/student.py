@@ -9,7 +9,7 @@ __all__ = ['LABELS', 'OPTIMIZERS', 'PROTOCOLS', 'Protocol', 'lr_for', 'batch_siz
 # %% ../nbs/30_student.ipynb #a78eb344
 from .core import *
 from .models import arch_names, get_model
-from .teacher import Autocast
+from .teacher import Autocast, TidyLearner
 from .augment import ViewKey, draw_views, apply_views, epoch_order, _check_fields, _number, _whole, _YESNO
 from .inference import _is_out_of_memory
 from .label import OnlineLabels, StoredLabels, ReplayedLabels, HardLabels, view_labels, settings_differ
@@ -261,7 +261,7 @@ class _SmoothLoss(AvgSmoothLoss):
         loss = learn.loss.detach().mean()
         self.count, self.val = self.count+1, torch.lerp(loss, self.val if self.count else torch.zeros_like(loss), self.beta)
 
-class StudentLearner(Learner):
+class StudentLearner(TidyLearner):
     "fastai's `Learner` with less to do around a batch, and a validation that halves its batches where memory runs out"
     _answer = None
     def add_cb(self, cb):    self._answer = {}; return super().add_cb(cb)
@@ -276,15 +276,14 @@ class StudentLearner(Learner):
     def _set_device(self, b): return b if isinstance(self.dl, DistilledLoader) else super()._set_device(b)
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         dl = self.dls[ds_idx] if dl is None else dl
-        while _out_of_memory(partial(super()._do_epoch_validate, ds_idx, dl), self): dl.bs = _halved(dl.bs)
+        while _out_of_memory(partial(super()._do_epoch_validate, ds_idx, dl)): dl.bs = _halved(dl.bs)
 
 # %% ../nbs/30_student.ipynb #f934d523
-def _out_of_memory(fn, learn):
-    "Whether `fn` ran out of memory; then callbacks have put away what they opened for the batch"
+def _out_of_memory(fn):
+    "Whether `fn` ran out of memory"
     try: fn()
     except (RuntimeError, MemoryError) as e:
         if not _is_out_of_memory(e): raise
-        learn('after_cancel_batch')
         return True
     return False
 

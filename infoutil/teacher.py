@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'SCHEDULES', 'ON_ERROR', 'DEMO_ARCH', 'Teacher', 'save_teacher', 'teacher_states', 'load_teacher',
            'check_classes', 'check_early', 'TrainingRecord', 'save_record', 'load_record', 'ForgettingCounts',
-           'check_unseen', 'Autocast', 'SaveEarly', 'teacher_learner', 'teacher_of', 'random_state', 'set_random_state',
-           'run_state', 'set_run_state', 'KeepEpochs', 'ShareAccuracy', 'state_name', 'train_teacher', 'predict',
-           'check_teacher', 'demo_teacher']
+           'check_unseen', 'Autocast', 'SaveEarly', 'TidyLearner', 'teacher_learner', 'teacher_of', 'random_state',
+           'set_random_state', 'run_state', 'set_run_state', 'KeepEpochs', 'ShareAccuracy', 'state_name',
+           'train_teacher', 'predict', 'check_teacher', 'demo_teacher']
 
 # %% ../nbs/03_teacher.ipynb #7374e928
 from .core import *
@@ -335,6 +335,15 @@ class SaveEarly(Callback):
     def after_epoch(self):
         if self.epoch+1==self.n: self.save(self.learn, self.n)
 
+# %% ../nbs/03_teacher.ipynb #59e2d53b
+class TidyLearner(Learner):
+    "fastai's `Learner` whose callbacks put away what they opened for a batch that ends by an error"
+    def _with_events(self, f, event_type, *args, **kwargs):
+        try: super()._with_events(f, event_type, *args, **kwargs)
+        except BaseException:
+            if event_type=='batch': self('after_cancel_batch')
+            raise
+
 # %% ../nbs/03_teacher.ipynb #fe42ae2e
 SCHEDULES = ('one_cycle', 'paper')
 
@@ -359,8 +368,8 @@ def teacher_learner(
     dls = image_dls(data, size, bs, augment=augment, workers=workers, device=device)
     if model is None:
         with seeded(seed, 'teacher weights'): model = get_model(arch, data.n_classes, size)
-    learn = Learner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=_fastai_accuracy,
-                    cbs=[Autocast(precision), ChannelsLast()])
+    learn = TidyLearner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=_fastai_accuracy,
+                        cbs=[Autocast(precision), ChannelsLast()])
     learn.arch, learn.size = arch, size
     return learn
 
@@ -753,10 +762,10 @@ def _fit(learn, epochs, lr, schedule, wd, cbs, show_progress, start=0):
 
 # %% ../nbs/03_teacher.ipynb #7af5e0c0
 def _logits(out, n):
-    "Refuse an answer to `n` images that is no table of logits"
-    if torch.is_tensor(out) and out.ndim==2 and len(out)==n and out.is_floating_point(): return out.float()
-    came = f'a tensor {tuple(out.shape)} of {out.dtype}' if torch.is_tensor(out) else f'a {type(out).__name__}'
-    raise TeacherError(f"the network answered {n} images with {came}; floating point logits of shape ({n}, classes) are accepted; wrap it in a module that returns its logits alone")
+    "The answer to `n` images in float32; refused where it is no table of logits"
+    try: check_logits(out, n)
+    except InfoUtilError as e: raise TeacherError(str(e)) from e
+    return out.float()
 
 @torch.inference_mode()
 def predict(

@@ -4,6 +4,8 @@ import pytest, torch
 from torch import nn
 from infoutil.core import *
 from infoutil.models import get_model
+from infoutil.crop import informativeness
+from infoutil.measure import measure
 from infoutil.attribution import METHODS as ALL, all_masks, attribute, coalition_values, exact_shapley, grad_cam, shapley_values, show_only
 
 METHODS = ALL[:-1]     # 'exact' takes no budget below all coalitions and is a test of its own
@@ -234,3 +236,69 @@ def test_the_shipped_posteriors_are_what_would_be_computed():
         for p,q in zip(attribution._paired(kept[1], v), attribution._paired(fresh[1], v)):
             assert (p is None)==(q is None)
             if p is not None: torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+class Answer(nn.Module):
+    "A network whose outputs are made into something else"
+    def __init__(self, make): super().__init__(); self.body, self.make = toy_model(), make
+    def forward(self, x): return self.make(self.body(x))
+
+@pytest.mark.parametrize('make', [lambda z: dict(logits=z), lambda z: (z, z), lambda z: z[:, 0], lambda z: z[:, None], lambda z: z[:1], lambda z: None])
+def test_outputs_that_are_no_logits(make):
+    "Dictionaries and tuples, as some packages' networks return, and tables of another shape: a sentence, never a number"
+    x, y = toy_batch(3)
+    for model in (Answer(make).eval(), lambda z: make(toy_model()(z))):
+        for method in ('prior', 'kernel'):
+            with pytest.raises(InfoUtilError, match='logits of shape .n, classes. are accepted; wrap it'): shapley_values(model, x, y, method=method)
+    with pytest.raises(InfoUtilError, match='wrap it'): grad_cam(Answer(make).eval(), x, y)
+    with pytest.raises(InfoUtilError, match='wrap it'): informativeness(Answer(make).eval(), x, torch.tensor([0, 0, 8, 8]).expand(3, 2, 4))
+
+def test_labels_and_baselines_of_other_kinds():
+    (x, y), net = toy_batch(3), toy_model()
+    for t in (torch.uint8, torch.int16, torch.bool):
+        with pytest.raises(InfoUtilError, match='type int64 are accepted'): shapley_values(net, x, y.to(t))
+    torch.testing.assert_close(shapley_values(net, x, y.int(), baseline=.5), shapley_values(net, x, y, baseline=torch.full((3, 1, 1), .5)))
+    for bad in (torch.zeros(4, 1, 1), torch.zeros(5, 3, 16, 16)):
+        with pytest.raises(InfoUtilError, match='a baseline of shape.*a colour has the shape .3, 1, 1.'): shapley_values(net, x, y, baseline=bad)
+
+def test_values_that_autograd_may_use():
+    (x, y), net, w = toy_batch(2), toy_model(), torch.ones(1, requires_grad=True)
+    for f in (lambda: coalition_values(net, x, y, all_masks(4), 2), lambda: shapley_values(net, x, y), lambda: grad_cam(net, x, y)): (f()*w).sum().backward()
+    with torch.inference_mode(): a, b = grad_cam(net, x, y), shapley_values(net, x, y)
+    assert torch.equal(a, grad_cam(net, x, y)) and torch.equal(b, shapley_values(net, x, y))
+
+class Tight(nn.Module):
+    "Raises what a GPU raises when a batch is larger than `room`"
+    def __init__(self, room): super().__init__(); self.body, self.room, self.sizes = toy_model(), room, []
+    def forward(self, x):
+        if len(x)>self.room: raise torch.OutOfMemoryError('CUDA out of memory')
+        self.sizes.append(len(x))
+        return self.body(x)
+
+def test_memory_that_runs_out():
+    (x, y), boxes = toy_batch(9), torch.tensor([0, 0, 8, 8]).expand(9, 1, 4)
+    for f in (lambda m: grad_cam(m, x, y), lambda m: shapley_values(m, x, y), lambda m: informativeness(m, x, boxes)):
+        m = Tight(5).eval()
+        torch.testing.assert_close(f(m), f(toy_model()), rtol=1e-4, atol=1e-6)
+        assert 1<max(m.sizes)<=5
+        with pytest.raises(BudgetError, match='memory ran out.*free memory'): f(Tight(0).eval())
+
+def test_grad_cam_does_not_hang_on_work_in_place():
+    def net(inplace):
+        with seeded(1): return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)).eval()
+    x, y = toy_batch(4)
+    torch.testing.assert_close(grad_cam(net(True), x, y), grad_cam(net(False), x, y))
+
+@pytest.mark.parametrize('grid', [2, 3, 5, 7])
+def test_triples_are_those_that_are_near(grid):
+    from infoutil.attribution import _triples
+    cells, reach = list(itertools.product(range(grid), repeat=2)), 3
+    wide = lambda t: max(max(v)-min(v) for v in zip(*(cells[i] for i in t)))
+    want = [t for t in itertools.combinations(range(grid*grid), 3) if wide(t)<=reach]
+    got, diameters = _triples(grid, reach)
+    assert list(map(tuple, got.tolist()))==want and diameters.tolist()==list(map(wide, want))
+
+def test_triples_of_a_fine_grid_fit_into_memory():
+    "A grid of 32 has 178 million triples, of which few are near"
+    from infoutil.attribution import _triples
+    with measure('cpu') as s: t, _ = _triples(32)
+    assert len(t)<2e5 and (s.peak_bytes is None or s.kind!='resident' or s.peak_bytes-s.before_bytes<5e8)

@@ -317,6 +317,19 @@ def test_validation_halves_its_batches(test_images):
     learn = make(); out_of_room(learn, 0, False)
     with pytest.raises(BudgetError, match='1 image at a time; .*; free memory'): learn.fit_distilled(False)
 
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError, RuntimeError, KeyboardInterrupt])
+def test_autocast_is_closed_whatever_ends_a_batch(error):
+    "Or all that follows in the process would be computed in bfloat16: the next student of the seed would be another one"
+    make = lambda: student_learner(a_set(), None, 'convnet3', 'hard', epochs=1, device='cpu', precision='float32')
+    want = make().fit_distilled(False).model.state_dict()
+    def stop(x): raise error('CUDA out of memory' if error is torch.OutOfMemoryError else 'stop')
+    for go in (lambda l: l.fit_distilled(False), lambda l: l.fit(1)):
+        learn = student_learner(a_set(), None, 'convnet3', 'hard', epochs=1, device='cpu', precision='bfloat16')
+        learn.model.forward = stop
+        with pytest.raises((error, BudgetError)), learn.no_bar(), learn.no_logging(): go(learn)
+        assert not torch.is_autocast_enabled('cpu')
+    assert all(torch.equal(v, want[k]) for k,v in make().fit_distilled(False).model.state_dict().items())
+
 def test_a_training_batch_is_never_made_smaller():
     learn = student_learner(a_set(), None, 'convnet3', 'hard', epochs=1, bs=6, device='cpu', precision='float32')
     seen = out_of_room(learn, 5, True)

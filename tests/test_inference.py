@@ -109,6 +109,51 @@ def test_a_changed_network_gets_a_new_copy(change):
     assert not torch.allclose(new, old, rtol=1e-3)
     torch.testing.assert_close(new, net(x).detach(), rtol=1e-5, atol=1e-6)
 
+class Settings: scale = 1.
+
+class Odd(nn.Module):
+    "A network that asks for attributes of every kind, of which torch knows none"
+    def __init__(self, **own): super().__init__(); self.body = lively(toy_model()); self.__dict__.update(own)
+    def forward(self, x):
+        z, own = self.body(x), vars(self)
+        if 'seen' in own: self.seen += 1
+        if 'mean' in own: z = self.body(x-self.mean)
+        for k in ('config', 'pair'): z = z*own[k][0] if k in own else z
+        if 'settings' in own: z = z*self.settings.scale
+        if 'act' in own: z = self.act(z)
+        return z+self.others[0](x) if 'others' in own else z
+
+def grow(m): m.settings.scale = 3.
+ODD = {'tensor': (dict(mean=torch.tensor(0.)), lambda m: setattr(m, 'mean', torch.tensor(2.))), 'tensor in place': (dict(mean=torch.tensor(0.)), lambda m: m.mean.data.add_(2.)),
+       'dictionary': (dict(config={0: 1.}), lambda m: m.config.update({0: 3.})), 'list': (dict(pair=[1., 2.]), lambda m: m.pair.reverse()), 'object': (dict(settings=Settings()), grow),
+       'function': (dict(act=torch.sigmoid), lambda m: setattr(m, 'act', torch.tanh)), 'hidden network': (dict(others=[lively(toy_model(seed=3))]), lambda m: m.others[0][4].weight.data.mul_(3)),
+       'code': (dict(), lambda m: setattr(type(m), 'forward', lambda self, x: self.body(x)*3))}
+
+@pytest.mark.parametrize('kind', ODD)
+def test_a_copy_heeds_attributes_of_every_kind(kind):
+    own, change = ODD[kind]
+    net, x = type('Odd', (Odd,), {})(**own).eval(), toy_batch(4)[0]
+    old, first = fast_copy(net)(x), fast_copy(net).how(x)
+    change(net)
+    new = fast_copy(net)(x)
+    assert not torch.allclose(new, old, rtol=1e-3) and first==('as it is' if kind=='hidden network' else 'folded')
+    torch.testing.assert_close(new, net(x).detach(), rtol=1e-5, atol=1e-6)
+
+def test_a_network_that_changes_itself_is_called_as_it_is():
+    from infoutil.inference import _made
+    net, x = Odd(seen=0).eval(), toy_batch(4)[0]
+    f = fast_copy(net)
+    assert f.how(x)=='as it is' and torch.equal(f(x), net(x))
+    seen, kept = net.seen, _made[net]
+    fast_copy(net)(x)
+    assert net.seen==seen+1 and _made[net] is kept            # no copy is tried again
+
+def test_outputs_that_are_no_logits():
+    x = toy_batch(3)[0]
+    for out in (lambda z: dict(logits=z), lambda z: (z, z), lambda z: z[:, 0], lambda z: z[:1], lambda z: z>0, lambda z: None):
+        net = toy_model(); inner = net.forward; net.forward = lambda x, out=out: out(inner(x))
+        with pytest.raises(InfoUtilError, match='logits of shape .n, classes. are accepted; wrap it'): fast_copy(net)(x)
+
 def test_a_copy_goes_with_its_model():
     from infoutil.inference import _made
     net, x = lively(toy_model()), toy_batch(4)[0]

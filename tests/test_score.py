@@ -189,3 +189,103 @@ def test_bad_label_anywhere():
         with pytest.raises(InfoUtilError, match='class order'): grad_norms(m := toy_model(), x, y)
     grad_norms(m, x[:4], y[:4])
     with pytest.raises(InfoUtilError, match='class order'): grad_norms(m, x, y)
+
+class Wrapped(nn.Module):
+    "A network in a wrapper that changes what comes out"
+    def __init__(self, change): super().__init__(); self.body, self.change = toy_model(), change
+    def forward(self, x): return self.change(self.body(x))
+
+@pytest.mark.parametrize('method', ['auto', 'vmap', 'loop'])
+def test_gradients_of_the_caller_are_left_alone(method):
+    "Those of images that want one, and of a tensor that is no parameter"
+    x, y = toy_batch(4)
+    m = Wrapped(lambda z: z*m.scale).eval()
+    m.scale = torch.ones(4, requires_grad=True)
+    want, x = grad_norms(toy_model(), x, y), x.requires_grad_()
+    got = grad_norms(m, x, y, method=method)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=0)
+    assert not got.requires_grad and x.grad is None and m.scale.grad is None and m.scale.requires_grad and x.requires_grad
+
+@pytest.mark.parametrize('make', [torch.jit.script, lambda m: torch.jit.trace(m, toy_batch(2)[0]), lambda m: nn.Sequential(torch.jit.script(m), nn.Linear(4, 4)).eval()])
+@pytest.mark.filterwarnings('ignore')
+def test_scripted_networks(make):
+    m, (x, y) = make(toy_model()), toy_batch(5)
+    for _ in range(3): torch.testing.assert_close(grad_norms(m, x, y), grad_norms(m, x, y, method='loop'), rtol=1e-5, atol=0)   # a script is rewritten after its first runs
+    torch.testing.assert_close(grad_norms(m, x, y).double(), loop(m, x, y), rtol=1e-5, atol=0)
+
+class Waves(nn.Module):
+    "Complex parameters: of a layer, and bare"
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8, dtype=torch.complex64), nn.Linear(8, 4)
+        self.turn = nn.Parameter(torch.randn(1, 8, dtype=torch.complex64))
+    def forward(self, x):
+        z = self.mix(self.conv(x).relu().mean((2, 3))*self.turn)
+        return self.head((z*z).real+z.imag)
+
+@pytest.mark.filterwarnings('error')
+def test_complex_parameters_count():
+    with seeded(7): m = Waves().eval()
+    x, y = toy_batch(5)
+    want = []
+    for xi, yi in zip(x, y):
+        gs = torch.autograd.grad(nn.functional.cross_entropy(m(xi[None]), yi[None]), list(m.parameters()))
+        want.append(sum((g.abs()**2).sum() for g in gs).sqrt())
+    for method in ('auto', 'vmap', 'loop'): torch.testing.assert_close(grad_norms(m, x, y, method=method), torch.stack(want), rtol=1e-5, atol=0)
+
+def test_what_gives_no_norm_is_said():
+    x, y = toy_batch(4)
+    for t in (torch.uint8, torch.int16):
+        for f in (grad_norms, loss_scores, el2n_scores):
+            with pytest.raises(InfoUtilError, match='type int64 are accepted'): f(toy_model(), x, y.to(t))
+    with pytest.raises(InfoUtilError, match='torch.bool.*logits of shape'): grad_norms(Wrapped(lambda z: z>0).eval(), x, y)
+    with torch.inference_mode(): m = toy_model()
+    with pytest.raises(InfoUtilError, match='outside torch.inference_mode'): grad_norms(m, x, y)
+
+# -- torch's attention
+
+class Attends(nn.Module):
+    "Patches, one attention called in the way that `how` says, a linear layer"
+    def __init__(self, how='self', **kw):
+        super().__init__()
+        self.how, self.cut, self.at, self.head = how, nn.Conv2d(3, 16, 4, 4), nn.MultiheadAttention(16, 4, **{'batch_first': True, **kw}), nn.Linear(16, 3)
+    def forward(self, x):
+        t = self.cut(x).flatten(2).mT
+        if not self.at.batch_first: t = t.transpose(0, 1)
+        if self.how=='self':      o, w = self.at(t, t, t, need_weights=False)[0], 0
+        elif self.how=='weights': o, w = self.at(t, t, t)
+        elif self.how=='heads':   o, w = self.at(t, t, t, average_attn_weights=False)
+        elif self.how=='cross':   o, w = self.at(t, t.flip(-2), t.flip(-2), need_weights=False)[0], 0
+        elif self.how=='mask':    o, w = self.at(t, t, t, need_weights=False, attn_mask=torch.eye(t.shape[int(self.at.batch_first)], dtype=torch.bool))[0], 0
+        elif self.how=='twice':   o, w = self.at(*3*[self.at(t, t, t, need_weights=False)[0]], need_weights=False)[0], 0
+        if torch.is_tensor(w): o = o*(1+w.amax(-1).flatten(1)[:, :1, None])           # the weights count, too
+        return self.head(o.mean(int(self.at.batch_first)))
+
+@pytest.mark.parametrize('how,kw,rule', [('self', {}, True), ('self', dict(bias=False), True), ('self', dict(batch_first=False), True), ('weights', {}, True), ('heads', {}, True), ('self', dict(dropout=.3), True),
+                                         ('cross', {}, False), ('mask', {}, False), ('twice', {}, False), ('self', dict(add_bias_kv=True), False), ('self', dict(add_zero_attn=True), False), ('cross', dict(kdim=16, vdim=16), False)], ids=str)
+def test_attention(how, kw, rule):
+    with seeded(0): m = Attends(how, **kw).double().eval()
+    for p in m.parameters(): nn.init.normal_(p, 0, .3, generator=torch.Generator().manual_seed(p.numel()))
+    x, y = batch(16)
+    x, was = x.double(), {k: dict(vars(s)) for k,s in m.named_modules()}
+    got = grad_norms(m, x, y)
+    assert torch.allclose(got, loop(m, x, y), rtol=1e-9)
+    plan = next(iter(score._plans[m][1].values()))
+    assert (plan is not None and {'at', 'at.out_proj'}<=plan.rules.keys())==rule
+    assert all(dict(vars(s))==was[k] for k,s in m.named_modules())                    # its forward is its own again
+    m.float()
+    assert torch.allclose(grad_norms(m, x.float(), y).double(), got, rtol=1e-5)
+
+def test_a_hooked_or_patched_attention_is_replayed():
+    for change in (lambda a: a.register_forward_hook(lambda m, i, o: (2*o[0], o[1])), lambda a: setattr(a, 'forward', lambda q, k, v, real=a.forward, **kw: (3*real(q, k, v, **kw)[0], None))):
+        with seeded(0): m = Attends().double().eval()
+        plain = grad_norms(m, batch(16)[0].double(), batch(16)[1])
+        change(m.at)
+        x, y = batch(16)
+        got = grad_norms(m, x.double(), y)
+        assert torch.allclose(got, loop(m, x.double(), y), rtol=1e-9) and not torch.allclose(got, plain, rtol=1e-2)
+
+def test_vision_transformers_need_no_replay():
+    with seeded(0): m = get_model('vit_b_32', 3, 32).eval()
+    grad_norms(m, *batch(32))
+    assert not next(iter(score._plans[m][1].values())).replays
