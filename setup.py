@@ -1,7 +1,7 @@
 "The package's metadata lives in settings.ini; this file hands it to setuptools."
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 here = Path(__file__).parent
 cp = ConfigParser(delimiters=['='], interpolation=None)
@@ -12,7 +12,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=['infoutil', 'infoutil.*']), package_data={'infoutil': ['templates/*.ipynb', '*.safetensors']}, include_package_data=True,
+    packages=find_namespace_packages(include=['infoutil', 'infoutil.*']), package_data={'infoutil': ['templates/*.ipynb', '*.safetensors']}, include_package_data=True,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={e:cfg[f'{e}_requirements'].split() for e in ('hub', 'export', 'distributed', 'dev', 'bench')},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Natural Language :: English',

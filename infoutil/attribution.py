@@ -194,12 +194,13 @@ class _Posterior:
     logdet:Tensor   # Of the likelihood, (priors,)
     spare:int       # Pairs beyond those that order 1 takes
     def __call__(self, g):
-        "Mean over the priors, each weighted by how likely it makes `g`, and the standard deviation (None where no pair is to spare)"
+        "Mean over the priors, each weighted by how likely it makes `g`, and the standard deviation (None where fewer than four pairs are to spare: too few to tell the scale)"
         phi = torch.einsum('kdp,np->knd', self.P, g)
         if not self.spare: return phi[0], None                                # order 1 fits everything: all priors say the same
         q = torch.einsum('np,kpq,nq->kn', g, self.M, g).clamp_min(1e-30)
         w = (-.5*self.spare*q.log()-.5*self.logdet[:, None]).softmax(0)[..., None]
         mean = (w*phi).sum(0)
+        if self.spare<4: return mean, None
         return mean, (w*(q[..., None]/self.spare*self.var[:, None]+(phi-mean)**2)).sum(0).sqrt()
 
 def _krige(K, X, cov, Phi):
@@ -462,7 +463,7 @@ class Attribution:
     output:str      # 'logit' or 'probability'
     grid:int=4      # Patches along one side
     seed:int=0      # Seed of the design
-    std:Tensor=None # Standard deviation of every value that the calls leave open (n, grid, grid), zero for exact ones; None where the method gives none
+    std:Tensor=None # Standard deviation of every value that the calls leave open (n, grid, grid), zero for exact ones; None where the method gives none, or fewer than 4 pairs of calls are left over to tell their size
     def __len__(self): return len(self.phi)
     def __repr__(self): return f"Attribution({len(self)} images, {self.phi.shape[-1]} x {self.phi.shape[-1]} patches, {self.budget} calls, '{self.method}')"
 
