@@ -83,7 +83,7 @@ def check_logits(
 )->None:        # Nothing; `InfoUtilError` where it is no table of logits
     "Refuse what is not a row of floating point numbers an image, such as the dictionaries and tuples that some networks return"
     if torch.is_tensor(logits) and logits.ndim==2 and len(logits)==n and logits.is_floating_point(): return
-    came = f'{tuple(logits.shape)} of {logits.dtype}' if torch.is_tensor(logits) else type(logits).__name__
+    came = f'{tuple(logits.shape)} of {logits.dtype}' if torch.is_tensor(logits) else f'a {type(logits).__name__}'
     raise InfoUtilError(f"the model returned {came} for {n} image(s); logits of shape (n, classes) are accepted; wrap it so that it returns them")
 
 def check_eval(
