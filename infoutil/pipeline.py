@@ -54,9 +54,9 @@ class DistillConfig:
     budget:int=None               # Model calls an image for its Shapley values; None: 64, or all coalitions where the estimator is 'exact'
     estimator:str='prior'         # See `attribution.shapley_values`
     output:str='logit'            # What the values explain: 'logit' or 'probability'
-    grid:int=4                    # Patches along one side
-    alpha:float=2.0               # Noise on the pooled map, in its own deviations; windows of the whole image have no use for it
-    crops:int=5                   # Windows an image; 1 for the whole image
+    grid:int=4                    # Patches along one side, 2 to 32
+    alpha:float=2.0               # Noise on the pooled map, in its own deviations, 0 to 1000; windows of the whole image have no use for it
+    crops:int=5                   # Windows an image, 1 to 1000; 1 for the whole image
     min_area:float=None           # Smallest window as a part of the image's area; None: 1/factor^2, what a tile has room for
     max_area:float=None           # Largest window; None: 1/factor^2, or `min_area` where that is larger
     score:str='grad_norm'         # What crops are ranked by, a name in `score.SCORES`
