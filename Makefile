@@ -7,9 +7,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # one thread each: notebooks run side by side, and results must not depend on the number of threads
-ENV    := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=agg PYTHONWARNINGS=ignore TQDM_DISABLE=1
+ENV    := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=agg PYTHONWARNINGS=ignore TQDM_DISABLE=1 INFOUTIL_DEMO="$(CURDIR)/$(VENV)/demo"
 
-.PHONY: demo test test-long setup export clean-check notebooks pytest readme readme-check package-check bench bench-quick
+.PHONY: demo test test-long docs setup export clean-check notebooks pytest readme readme-check package-check bench bench-quick
 
 setup: $(READY)
 
@@ -40,8 +40,13 @@ pytest: $(READY)
 test-long: $(READY)
 	$(ENV) $(BIN)/python -m pytest -n 2 -m slow -s
 
+# The site, in _docs/: a page of each notebook, with sidebar and search; ends with an error for a page that fails or a link into nothing
+docs: $(READY)
+	$(ENV) $(BIN)/python tests/build_docs.py
+
 export: $(READY)
 	$(ENV) nbdev-export && $(ENV) nbdev-clean
+	cp nbs/templates/report.ipynb infoutil/templates/
 
 # README.md is rendered from nbs/index.ipynb
 readme: $(READY)

@@ -10,9 +10,9 @@ cfg = cp['DEFAULT']
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
-    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
+    author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0',
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_namespace_packages(include=['infoutil', 'infoutil.*']), package_data={'infoutil': ['templates/*.ipynb', '*.safetensors']}, include_package_data=True,
+    packages=find_namespace_packages(include=['infoutil', 'infoutil.*']), package_data={'infoutil': ['templates/*', 'data_files/*.csv', '*.safetensors']}, include_package_data=True,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={e:cfg[f'{e}_requirements'].split() for e in ('hub', 'export', 'distributed', 'dev', 'bench')},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Natural Language :: English',

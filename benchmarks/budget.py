@@ -9,11 +9,13 @@ noise and its own student, and repeats are paired. The last of --calls is the re
 """
 import argparse, statistics, tempfile
 from dataclasses import replace
-from infoutil.core import seed_from
+from infoutil.basics import seed_from
 from infoutil.data import candidates, load_data
-from infoutil.evaluate import evaluate
-from infoutil.pipeline import class_maps, distill, infoutil_crops, make_config
-from infoutil.teacher import demo_teacher, load_teacher
+from infoutil.evaluation import evaluate
+from infoutil.distillation import class_maps, distill, infoutil_crops
+from infoutil.methods import make_config
+from infoutil.fixtures.demo_teacher import demo_teacher
+from infoutil.teacher import load_teacher
 from common import RESULTS, save, show
 
 def config(args, calls=None):

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 import torch
-from infoutil.measure import measure
+from infoutil.engine.measure import measure
 
 RESULTS = Path(__file__).resolve().parent.parent/'results'/'speed'
 

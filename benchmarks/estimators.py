@@ -2,10 +2,11 @@
 
     python benchmarks/estimators.py TABLES/convnet3 TABLES/resnet18 TABLES/vit -o results/speed/estimators.json
 
-Every folder holds the outputs of a network on all 65,536 coalitions (see benchmarks/networks.py), so that each estimator is asked about the very
-same game and no figure rests on another's idea of hiding. `error` is |estimate - exact| / |exact| in the Euclidean norm, a number an image;
-`agree` says whether the hottest 2 x 2 window, which the crop is cut around, is the exact one. Peers draw with seed 0, 1, ... for the images;
-ours is the same design for every image. `--quick` looks at two images and two budgets; without a folder the tables are those of a made game.
+Every folder holds the outputs of a network on all 65,536 coalitions (see benchmarks/networks.py), so that each
+estimator is asked about the very same game and no figure rests on another's idea of hiding. `error` is |estimate -
+exact| / |exact| in the Euclidean norm, a number an image; `agree` says whether the hottest 2 x 2 window, which the
+crop is cut around, is the exact one. Peers draw with seed 0, 1, ... for the images; ours is the same design for every
+image. `--quick` looks at two images and two budgets; without a folder the tables are those of a made game.
 """
 import argparse, contextlib, io, tempfile, warnings
 from importlib.util import find_spec
@@ -21,28 +22,35 @@ POWERS = 2**np.arange(16)
 class TableNet:
     "A model whose images are 4 x 4 pixels, one a patch, and whose first logit is a table's entry"
     def __init__(self, values): self.values = torch.from_numpy(values)
-    def __call__(self, x): v = self.values[(x.flatten(1)>.5).long()@torch.from_numpy(POWERS)]; return torch.stack([v, torch.zeros_like(v)], 1)
+    def __call__(self, x):
+        v = self.values[(x.flatten(1)>.5).long()@torch.from_numpy(POWERS)]
+        return torch.stack([v, torch.zeros_like(v)], 1)
 
 ONES, CLASS = torch.ones(1, 1, 4, 4, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
 
 def ours(method='prior', **kw):
-    def way(values, budget, seed): return attribute(TableNet(values), ONES, CLASS, budget=budget, method=method, seed=0 if method=='prior' else seed, **kw)
+    def way(values, budget, seed):
+        seed = 0 if method=='prior' else seed
+        return attribute(TableNet(values), ONES, CLASS, budget=budget, method=method, seed=seed, **kw)
     return way
 
 def captum_kernel(values, budget, seed):
     "captum's KernelShap as it comes; the two ends that it evaluates beside its samples are counted"
     from captum.attr import KernelShap
-    torch.manual_seed(seed); np.random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
     net = TableNet(values)
     f = lambda x: net(x.view(-1, 1, 4, 4))[:, 0]
-    return KernelShap(f).attribute(torch.ones(1, 16), baselines=torch.zeros(1, 16), n_samples=budget, perturbations_per_eval=64)[0].double().numpy()
+    how = dict(baselines=torch.zeros(1, 16), n_samples=budget, perturbations_per_eval=64)
+    return KernelShap(f).attribute(torch.ones(1, 16), **how)[0].double().numpy()
 
 def shap_kernel(values, budget, seed):
     "shap's KernelExplainer without its default feature selection, which keeps the error from falling"
     import shap
     np.random.seed(seed)
     f = lambda m: values[(m>.5)@POWERS]
-    return np.asarray(shap.KernelExplainer(f, np.zeros((1, 16))).shap_values(np.ones((1, 16)), nsamples=budget-2, l1_reg=False, silent=True)).reshape(16)
+    explainer = shap.KernelExplainer(f, np.zeros((1, 16)))
+    return np.asarray(explainer.shap_values(np.ones((1, 16)), nsamples=budget-2, l1_reg=False, silent=True)).reshape(16)
 
 def shapiq_way(name, **kw):
     def way(values, budget, seed):
@@ -85,7 +93,8 @@ def measure_way(name, way, values, budget, image, exact, **about):
         got = way(values, budget, image)
     std = got.std if hasattr(got, 'phi') else None
     phi = got.phi[0].double().numpy().reshape(16) if hasattr(got, 'phi') else got
-    row = dict(way=name, budget=budget, image=image, error=float(np.linalg.norm(phi-exact)/np.linalg.norm(exact)), agree=hottest(phi)==hottest(exact), **about)
+    error = float(np.linalg.norm(phi-exact)/np.linalg.norm(exact))
+    row = dict(way=name, budget=budget, image=image, error=error, agree=hottest(phi)==hottest(exact), **about)
     if std is not None: row['z'] = [round(float(z), 4) for z in (phi-exact)/std[0].double().numpy().reshape(16)]
     return row
 
@@ -98,7 +107,8 @@ def run(folders, ways, budgets, images):
                 values = np.load(f)[output].astype(np.float64)
                 exact = exact_shapley(TableNet(values), ONES, CLASS)[0].double().numpy().reshape(16)
                 for name in ways:
-                    rows += [measure_way(name, WAYS[name], values, b, i, exact, network=folder.name, output=output) for b in budgets]
+                    about = dict(network=folder.name, output=output)
+                    rows += [measure_way(name, WAYS[name], values, b, i, exact, **about) for b in budgets]
         print(folder.name, flush=True)
     return rows
 
@@ -108,8 +118,9 @@ def summary(rows):
     for key in dict.fromkeys((r['network'], r['output'], r['way'], r['budget']) for r in rows):
         rs = [r for r in rows if (r['network'], r['output'], r['way'], r['budget'])==key]
         e = np.array([r['error'] for r in rs])
-        row = dict(network=key[0], output=key[1], way=key[2], budget=key[3], images=len(rs), error=float(e.mean()), spread=float(e.std(ddof=1)) if len(e)>1 else 0.,
-                   agree=float(np.mean([r['agree'] for r in rs])), errors=[round(float(v), 5) for v in e])
+        row = dict(zip(('network', 'output', 'way', 'budget'), key), images=len(rs), error=float(e.mean()),
+                   spread=float(e.std(ddof=1)) if len(e)>1 else 0., agree=float(np.mean([r['agree'] for r in rs])),
+                   errors=[round(float(v), 5) for v in e])
         z = np.abs([v for r in rs for v in r.get('z', ())])
         if len(z): row['covered'] = {f'{k:.3f}': float((z<=k).mean()) for k in (.674, 1., 1.645, 1.96)}
         out.append(row)
@@ -117,13 +128,18 @@ def summary(rows):
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('tables', nargs='*'); p.add_argument('-o', '--out'); p.add_argument('-n', '--images', type=int, default=20); p.add_argument('--ways', nargs='*', default=list(WAYS)); p.add_argument('--quick', action='store_true')
+    p.add_argument('tables', nargs='*')
+    p.add_argument('-o', '--out')
+    p.add_argument('-n', '--images', type=int, default=20)
+    p.add_argument('--ways', nargs='*', default=list(WAYS))
+    p.add_argument('--quick', action='store_true')
     p.add_argument('--device', default='cpu', choices=('cpu',), help='tables are read on the CPU')
     a = p.parse_args()
     missing = [m for m in ('captum', 'shap', 'shapiq') if find_spec(m) is None]
     if missing: print(f"{', '.join(missing)} not installed: skipped")
     with tempfile.TemporaryDirectory() as tmp:
         folders = a.tables or [made_tables(tmp)]
-        rows = summary(run(folders, [w for w in a.ways if w.split()[0] not in missing], BUDGETS[:2] if a.quick else BUDGETS, 2 if a.quick else a.images))
+        ways = [w for w in a.ways if w.split()[0] not in missing]
+        rows = summary(run(folders, ways, BUDGETS[:2] if a.quick else BUDGETS, 2 if a.quick else a.images))
     show(rows, ['network', 'output', 'way', 'budget', 'images', 'error', 'spread', 'agree'])
     print(save('estimators', rows, peers=('captum', 'shap', 'shapiq'), out=a.out, images=a.images))

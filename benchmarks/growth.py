@@ -18,9 +18,10 @@ import argparse, ctypes, json, math, os, subprocess, sys, tempfile, warnings
 from pathlib import Path
 import torch, torchvision
 from torch import nn
-from infoutil.core import seeded
+from infoutil.basics import seeded
 from infoutil.data import load_data
-from infoutil.pipeline import distill, make_config
+from infoutil.distillation import distill
+from infoutil.methods import make_config
 from common import interleaved, peak, save, show
 from whole import make_images, random_teacher
 

@@ -15,11 +15,14 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch, torchvision
 from infoutil.attribution import all_masks, show_only
-from infoutil.core import check_choice, rng
-from infoutil.data import load_data, read_images
-from infoutil.inference import choose_chunk, fast_copy
+from infoutil.basics import check_choice, rng
+from infoutil.data import load_data
+from infoutil.images import read_images
+from infoutil.engine.memory import choose_chunk
+from infoutil.engine.fast_copies import fast_copy
 from infoutil.models import get_model
-from infoutil.teacher import load_teacher, train_teacher
+from infoutil.teacher import load_teacher
+from infoutil.training import train_teacher
 
 def vit(n_classes=10, size=32, patch=4, dim=128, depth=4, heads=4):
     "A small vision transformer: 64 patches of 4 px; 0.8 million parameters, `vit_small` 0.16 million"

@@ -19,15 +19,16 @@ import numpy as np, torch
 from PIL import Image
 from common import interleaved, save, show
 from infoutil import student as module
-from infoutil.baselines import rded_crops
-from infoutil.core import autocast, rng, seeded
+from infoutil.rded import rded_crops
+from infoutil.basics import autocast, rng, seeded
 from infoutil.data import candidates, load_data
-from infoutil.evaluate import difference, evaluate, test_dl
-from infoutil.label import patch_labels
+from infoutil.evaluation import difference, evaluate, test_dl
+from infoutil.labels import patch_labels
 from infoutil.models import get_model
-from infoutil.store import DistilledSet
-from infoutil.student import PROTOCOLS, SoftLoss, batch_size_for, _matrices
-from infoutil.teacher import Teacher, demo_teacher
+from infoutil.distilled_set import DistilledSet
+from infoutil.student import batch_size_for, matrices, PROTOCOLS, SoftLoss
+from infoutil.teacher import Teacher
+from infoutil.fixtures.demo_teacher import demo_teacher
 
 # network, size, images a class, classes, tiles along a side, epochs a call; resnet18 has three classes, since an epoch of ten takes half a minute of one thread
 # (RDED's code counts top-5 accuracy, for which three are too few)
@@ -58,7 +59,7 @@ def floor(ds, arch, epochs, precision, device, online):
     "A call of the bare loop, on tensors that are ready"
     bs, last = batch_size_for(ds.ipc, len(ds.classes), ds.size, arch), torch.channels_last
     with seeded(0): model = get_model(arch, len(ds.classes), ds.size).to(device, memory_format=last)
-    opt = torch.optim.AdamW([dict(params=ps, weight_decay=wd) for ps,wd in zip(_matrices(model), (.01, 0.))], lr=1e-3, fused=True)
+    opt = torch.optim.AdamW([dict(params=ps, weight_decay=wd) for ps,wd in zip(matrices(model), (.01, 0.))], lr=1e-3, fused=True)
     teacher, loss = ds.teacher.model.to(device, memory_format=last).eval(), SoftLoss(20.)
     batches = [torch.randn(len(b), 3, ds.size, ds.size, generator=rng('x', i)).to(device, memory_format=last) for i,b in enumerate(torch.arange(len(ds)).split(bs))]
     ready = [torch.rand(len(x), len(ds.classes), device=device).softmax(1) for x in batches]

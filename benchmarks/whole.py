@@ -20,15 +20,17 @@ from pathlib import Path
 from statistics import median
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
-import infoutil.data, infoutil.pipeline as pipeline
-from infoutil.attribution import show_only, _plan
-from infoutil.baselines import cut_patches
-from infoutil.core import rng, seeded
-from infoutil.data import draw_candidates, load_data, read_images
-from infoutil.inference import fast_copy
+import infoutil.algorithm as algorithm, infoutil.data, infoutil.distillation as distillation
+from infoutil.attribution import plan_coalitions, show_only
+from infoutil.pixels import cut_patches
+from infoutil.basics import rng, seeded
+from infoutil.data import draw_candidates, load_data
+from infoutil.images import read_images
+from infoutil.engine.fast_copies import fast_copy
+from infoutil.methods import make_config
 from infoutil.models import ConvNet, get_model
-from infoutil.synthesis import split_mosaics
-from infoutil.teacher import Teacher, check_teacher, load_teacher
+from infoutil.mosaics import split_mosaics
+from infoutil.teacher import check_teacher, load_teacher, Teacher
 from common import interleaved, save, show
 from networks import NETS as TRAINED
 
@@ -109,25 +111,28 @@ def floors(data, t, cfg, device, chunks):
     images, chosen = sum(map(len, files)), c*cfg.ipc*cfg.factor**2
     pixels = read_images([data.root/f for f in sum(files, ())[:n]], t.size).to(device)
     pixels = pixels.repeat(-(-n//len(pixels)), 1, 1, 1)[:n]
-    masks, _ = _plan(cfg.grid, cfg.budget, cfg.seed, cfg.estimator)
+    masks, _ = plan_coalitions(cfg.grid, cfg.budget, cfg.seed, cfg.estimator)
     masked = show_only(t.normalize(pixels[:1]), masks, cfg.grid)[0]
     s = int(t.size*cfg.min_area**.5)
     crops = t.normalize(cut_patches(pixels, torch.arange(n), torch.tensor([[0, 0, s, s]]).repeat(n, 1), t.size))
     tiles = t.normalize(pixels)
-    attributed = images if pipeline._places_by_maps(cfg) else chosen
+    attributed = images if cfg.uses_maps=='all' else chosen
     y = torch.zeros(n, dtype=torch.long, device=crops.device)
     return {'masked forward passes': (forwards(fast_copy(t.model, cfg.precision), masked, attributed*len(masks), device, chunks), attributed*len(masks)),
             'forward and backward of crops': (steps(t.model, crops, y, images*cfg.crops, device, chunks), images*cfg.crops),
             'forward passes for labels': (forwards(fast_copy(t.model, 'float32'), tiles, chosen, device, chunks), chosen)}
 
-# what is timed, by the name under which the pipeline knows it
-STAGES = {'check files': ('check_images',), 'draw candidates': ('draw_candidates',), 'attribute': ('class_maps',), 'windows': ('_boxes',), 'cut and scale': ('cut_patches',),
-          'rank': ('top_crops', 'best_rows', 'take_crops', 'concat_crops'), 'settle windows': ('_settled',), 'settle records': ('_written',), 'mosaics': ('make_mosaics',), 'labels': ('_label',), 'provenance': ('provenance',)}
+# what is timed, by where it is and what it is called there
+STAGES = {'check files': ((distillation, 'check_images'),), 'draw candidates': ((distillation, 'draw_candidates'),), 'attribute': ((distillation, 'class_maps'),),
+          'windows': ((algorithm.InfoUtil, 'boxes'),), 'cut and scale': ((algorithm, 'cut_patches'), (distillation, 'cut_patches')),
+          'rank': (*((algorithm, n) for n in ('top_crops', 'best_rows', 'take_crops', 'concat_crops')), (distillation, 'take_crops'), (distillation, 'concat_crops')),
+          'settle windows': ((distillation.Job, 'settled'),), 'settle records': ((distillation.Job, 'written'),), 'mosaics': ((distillation, 'make_mosaics'),),
+          'labels': ((distillation, 'label_images'),), 'provenance': ((distillation, 'provenance'),)}
 
 @contextmanager
 def watched():
-    "Seconds by stage, while the block runs: the pipeline's own functions, each behind a clock"
-    took, kept, scores, read, within = {}, {}, dict(pipeline.SCORES), infoutil.data.read_images, [0.]
+    "Seconds by stage, while the block runs: the functions of a distillation, each behind a clock"
+    took, kept, scores, read, within = {}, {}, dict(algorithm.SCORES), infoutil.data.read_images, [0.]
     def clock(stage, fn, beside=False):
         def timed(*args, **kw):
             within.append(0.)
@@ -143,19 +148,19 @@ def watched():
             finally: took[stage] = took.get(stage, 0.)+time.perf_counter()-t0
         return other if beside else timed
     def stream(*args, **kw):
-        it = kept['read_ahead'](*args, **kw)
+        it = kept[distillation, 'read_ahead'](*args, **kw)
         step = clock('waiting for images', lambda: next(it, None))
         while (got := step()) is not None: yield got
-    for name in ['read_ahead', *sum(STAGES.values(), ())]: kept[name] = getattr(pipeline, name)
+    for where in [(distillation, 'read_ahead'), *sum(STAGES.values(), ())]: kept[where] = getattr(*where)
     try:
-        for stage, names in STAGES.items():
-            for name in names: setattr(pipeline, name, clock(stage, kept[name]))
-        pipeline.read_ahead, infoutil.data.read_images = stream, clock('decoding', read, beside=True)
-        for k,fn in scores.items(): pipeline.SCORES[k] = clock('score', fn)
+        for stage, places in STAGES.items():
+            for where in places: setattr(*where, clock(stage, kept[where]))
+        distillation.read_ahead, infoutil.data.read_images = stream, clock('decoding', read, beside=True)
+        for k,fn in scores.items(): algorithm.SCORES[k] = clock('score', fn)
         yield took
     finally:
-        for name, fn in kept.items(): setattr(pipeline, name, fn)
-        pipeline.SCORES.update(scores); infoutil.data.read_images = read
+        for where, fn in kept.items(): setattr(*where, fn)
+        algorithm.SCORES.update(scores); infoutil.data.read_images = read
 
 def counted(fn, cpu):
     "`fn`, with the processor time of all threads put on a list"
@@ -185,10 +190,10 @@ def one_core():
 def run(case, folders, nets, device, rounds, tmp, chunks=(8, 16, 32, 64), model=None, **less):
     "Rows of one case"
     data, t, kw, source = world(case, folders, nets, device, tmp, model)
-    cfg = pipeline._settle(pipeline.make_config(**{**kw, **less}), t.size)
+    cfg = make_config(**{**kw, **less}).fit(t.size)
     parts = floors(data, t, cfg, device, chunks)
     def whole():
-        ds = pipeline.distill(data, t, cfg=cfg, preflight=False, show_progress=False)
+        ds = distillation.distill(data, t, cfg=cfg, preflight=False, show_progress=False)
         t0 = time.perf_counter()
         ds.save(tmp/'set', force=True)
         return time.perf_counter()-t0

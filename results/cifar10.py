@@ -14,18 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from sklearn.cluster import KMeans
-from infoutil.baselines import cut_patches, random_crops, rded_crops
-from infoutil.core import rng
+from infoutil.pixels import cut_patches
+from infoutil.coresets import random_crops
+from infoutil.rded import rded_crops
+from infoutil.basics import rng
 from infoutil.data import load_data
-from infoutil.evaluate import evaluate
-from infoutil.pipeline import class_maps, distill, infoutil_crops, make_config
+from infoutil.evaluation import evaluate
+from infoutil.distillation import class_maps, distill, infoutil_crops
+from infoutil.methods import make_config
 from infoutil.selection import take_crops
 from infoutil.teacher import load_teacher, predict
 
 HELD_OUT = 0.1
 WHOLE, PAPER = dict(min_area=1., max_area=1.), dict(min_area=.25, max_area=.25, end='highest', per_image=None)
 
-# name -> fields of DistillConfig that differ from the default, plus who judges, where windows lie, and whether clusters spread the choice
+# name -> settings that differ from the default, plus who judges, where windows lie, and whether clusters spread the choice
 SEARCH = {
     'random':                              dict(method='random'),
     'rded':                                dict(method='rded'),

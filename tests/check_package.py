@@ -11,8 +11,10 @@ with tempfile.TemporaryDirectory() as tmp:
     assert not odd, f'the wheel holds {odd}'
     template = (root/'nbs'/'templates'/'report.ipynb').read_bytes()
     assert 'infoutil/templates/report.ipynb' in names and zipfile.ZipFile(wheel).read('infoutil/templates/report.ipynb')==template, 'the wheel lacks the template of the report, or has an old one'
+    missing = {f'infoutil/data_files/{f.name}' for f in (root/'infoutil'/'data_files').iterdir()}-set(names)
+    assert not missing, f'the wheel lacks {missing}'
     assert 'infoutil/plans.safetensors' in names, 'the wheel lacks the coalitions and posteriors that come with it'
-    mods = sorted(n[9:-3] for n in names if n.startswith('infoutil/') and n.endswith('.py') and not n.startswith('infoutil/_'))
+    mods = sorted(n[9:-3].replace('/', '.') for n in names if n.startswith('infoutil/') and n.endswith('.py') and not Path(n).name.startswith('_'))
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', f'{tmp}/site', str(wheel)], check=True)
     # an import hook stands in for a machine without the extras; what makes reports is a requirement, and is imported only then
     code = f"""

@@ -4,8 +4,10 @@ from pathlib import Path
 
 root = Path(__file__).parents[1]
 
-def tree(folder): return {p.relative_to(folder).as_posix():p.read_bytes() for pat in ('nbs/**/*.ipynb', 'infoutil/*.py') for p in folder.glob(pat)
-                          if '.ipynb_checkpoints' not in p.parts}
+def tree(folder):
+    "Every notebook and module, name -> bytes"
+    found = (p for pattern in ('nbs/**/*.ipynb', 'infoutil/**/*.py') for p in folder.glob(pattern))
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found if '.ipynb_checkpoints' not in p.parts}
 
 with tempfile.TemporaryDirectory() as tmp:
     copy = Path(tmp)/root.name
@@ -19,5 +21,5 @@ with tempfile.TemporaryDirectory() as tmp:
     changed = sorted(k for k in old.keys()|new.keys() if old.get(k)!=new.get(k))
 if changed: sys.exit(f"nbdev-clean and nbdev-export change {', '.join(changed)}; run `make export` and commit")
 if (root/'infoutil'/'templates'/'report.ipynb').read_bytes()!=(root/'nbs'/'templates'/'report.ipynb').read_bytes():
-    sys.exit('infoutil/templates/report.ipynb is not nbs/templates/report.ipynb; run nbs/42_report.ipynb and commit')
+    sys.exit('infoutil/templates/report.ipynb is not nbs/templates/report.ipynb; run `make export` and commit')
 print(f'{len(old)} notebooks and modules agree')

@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from infoutil.core import InfoUtilError, sha256, toy_model, write_json
-from infoutil.data import (ImageItems, draw_candidates, draw_readable, find_broken, find_duplicates, fingerprints, guess_size, load_folder, read_image, read_images, without)
-from infoutil.label import ViewKey, patch_labels, view_labels
-from infoutil.store import DistilledSet
-from infoutil.teacher import Teacher, TrainingRecord, load_teacher, save_record, save_teacher
+from infoutil.basics import InfoUtilError
+from infoutil.data import draw_candidates, draw_readable, guess_size, load_folder, without
+from infoutil.engine.outputs import json_text, sealed as with_seal
+from infoutil.engine.seen_images import find_duplicates, fingerprints, sha256
+from infoutil.fixtures.toys import toy_model
+from infoutil.images import find_broken, read_image, read_images
+from infoutil.loaders import ImageItems
+from infoutil.view_labels import view_labels, ViewKey
+from infoutil.labels import patch_labels
+from infoutil.distilled_set import DistilledSet
+from infoutil.teacher import load_teacher, save_record, save_teacher, Teacher, TrainingRecord
 
 KINDS, SECONDS = {}, 20          # a case that takes longer hangs
 
@@ -600,8 +606,7 @@ def hostile_json(r, raw, seal=None):
 
 def teacher_sealed(m):
     "The JSON of a teacher with a seal that fits, where it has one"
-    seal = getattr(sys.modules['infoutil.core'], 'sealed', dict)
-    return json.dumps(seal({k:v for k,v in m.items() if k!='seal'}) if isinstance(m, dict) else m)
+    return json.dumps(with_seal({k:v for k,v in m.items() if k!='seal'}) if isinstance(m, dict) else m)
 
 @kind(7)
 def teacher_json_hostile(r, d):
@@ -615,9 +620,9 @@ def teacher_json_hostile(r, d):
     return judge(lambda: Kept.load_teacher(d/'teacher'), right, f.name, 'teacher')
 
 def sealed(m):
-    from infoutil.store import _digest, _json
+    "The manifest of a set with a seal that fits"
     m.pop('digest', None)
-    return _json({**m, 'digest': _digest(m)}, indent=1)
+    return json_text(with_seal(m, 'digest'), indent=1)
 
 @kind(8)
 def manifest_hostile(r, d):

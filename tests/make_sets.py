@@ -3,14 +3,14 @@ import sys
 import torch
 from dataclasses import replace
 from pathlib import Path
-from infoutil.augment import ViewKey
-from infoutil.core import seeded
+from infoutil.view_labels import view_labels, ViewKey
+from infoutil.basics import seeded
 from infoutil.data import candidates, load_data
-from infoutil.label import patch_labels, view_labels
+from infoutil.labels import patch_labels
 from infoutil.models import ConvNet
 from infoutil.selection import Crops
-from infoutil.store import DistilledSet
-from infoutil.synthesis import make_mosaics, provenance
+from infoutil.distilled_set import DistilledSet
+from infoutil.mosaics import make_mosaics, provenance
 from infoutil.teacher import Teacher
 
 def tiny_teacher(classes, mean, std):

@@ -1,14 +1,21 @@
 "Shapley estimators against brute force, closed forms, axioms and their own promises"
-import math, itertools
+import inspect, itertools, json, math, re
+from pathlib import Path
 import pytest, torch
 from torch import nn
-from infoutil.core import *
-from infoutil.models import get_model
+from infoutil.attribution import (
+    all_masks, attribute, Attribution, BUDGET, calls_for, coalition_values, estimator, ESTIMATORS, exact_shapley,
+    grad_cam, MAP_COLOURS, plan_coalitions, shapley_values, show_maps, show_only)
+from infoutil.basics import *
+from infoutil.fixtures.toys import toy_batch, toy_model
 from infoutil.crop import informativeness
-from infoutil.measure import measure
-from infoutil.attribution import METHODS as ALL, all_masks, attribute, coalition_values, exact_shapley, grad_cam, shapley_values, show_only
+import infoutil.engine.priors as priors
+from infoutil.engine.priors import fwht, make_plans, near_triples, prior_plan, set_table, shipped_plans, symmetry
+from infoutil.engine.measure import measure
+from infoutil.models import get_model
 
-METHODS = ALL[:-1]     # 'exact' takes no budget below all coalitions and is a test of its own
+METHODS = [m for m in ESTIMATORS if m!='exact']     # which takes no budget below all coalitions: a test of its own
+root = Path(__file__).parents[1]
 
 def by_definition(v, d):
     "Shapley values from the subset formula; `v` takes a frozenset"
@@ -21,14 +28,18 @@ def by_definition(v, d):
 
 class Game(nn.Module):
     "A game of patches as a model: an image of ones, each patch one pixel, looks its coalition up in a table"
-    def __init__(self, table): super().__init__(); self.table = table
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
     def forward(self, x):
         code = ((x[:, 0].flatten(1)>.5).long()<<torch.arange(x[0, 0].numel())).sum(1)
         return self.table[code][:, None]
 
 class Additive(nn.Module):
     "Adds the pixels up under weights; two classes"
-    def __init__(self, w): super().__init__(); self.w, self.calls = w, 0
+    def __init__(self, w):
+        super().__init__()
+        self.w, self.calls = w, 0
     def forward(self, x):
         self.calls += len(x)
         s = (x.double()*self.w).sum((1, 2, 3))
@@ -45,13 +56,15 @@ def test_exact_is_the_subset_formula(seed, grid):
     table = torch.randn(2**d, generator=rng(seed), dtype=torch.float64)
     x, y = torch.ones(1, 3, grid, grid), torch.tensor([0])
     want = by_definition(lambda s: float(table[sum(1<<i for i in s)]), d)
-    for got in (exact_shapley(Game(table).eval(), x, y, grid), shapley_values(Game(table).eval(), x, y, grid, budget=2**d)):
+    game = Game(table).eval()
+    for got in (exact_shapley(game, x, y, grid), shapley_values(game, x, y, grid, budget=2**d)):
         torch.testing.assert_close(got.flatten().double(), want, rtol=1e-5, atol=1e-6)
 
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('grid', [1, 2, 3, 4, 5, 7])
 def test_additive_games_are_exact_at_the_least_budget(grid, method):
-    w, x, y = torch.randn(3, 23, 17, generator=rng(1), dtype=torch.float64), torch.rand(3, 3, 23, 17, generator=rng(2)), torch.tensor([0, 1, 0])
+    w, x = torch.randn(3, 23, 17, generator=rng(1), dtype=torch.float64), torch.rand(3, 3, 23, 17, generator=rng(2))
+    y = torch.tensor([0, 1, 0])
     want = torch.stack([patch_sums((xi.double()*w).sum(0), grid)*(1, -2)[int(c)] for xi,c in zip(x, y)])
     least = min(2*grid**2, 2**grid**2)
     for budget in (least, least+1, least+9):
@@ -88,8 +101,11 @@ def test_neither_chunk_nor_neighbours_matter():
     (x, y), net = toy_batch(6, 16), toy_model()
     for method in METHODS:
         want = shapley_values(net, x, y, method=method)
-        for chunk in (1, 5, 64, 500): torch.testing.assert_close(shapley_values(net, x, y, method=method, chunk=chunk), want, rtol=1e-4, atol=1e-5)
-        assert torch.equal(torch.cat([shapley_values(net, x[i:i+1], y[i:i+1], method=method) for i in range(6)]), want)
+        for chunk in (1, 5, 64, 500):
+            got = shapley_values(net, x, y, method=method, chunk=chunk)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        alone = torch.cat([shapley_values(net, x[i:i+1], y[i:i+1], method=method) for i in range(6)])
+        torch.testing.assert_close(alone, want, rtol=1e-4, atol=1e-5)
         assert torch.equal(shapley_values(net, x, y, method=method), want)
 
 def test_seeds_turn_the_design_and_a_turned_image_gets_a_turned_map():
@@ -101,11 +117,10 @@ def test_seeds_turn_the_design_and_a_turned_image_gets_a_turned_map():
 
 @pytest.mark.parametrize('grid', [2, 3, 4])
 def test_the_design_is_nested_and_has_no_doubles(grid):
-    from infoutil.attribution import _plan
     for budget in (2*grid**2, 60, 64, 200):
         for method in ('prior', 'kernel'):
             if 2*grid**2<=budget<2**grid**2:
-                masks, solve = _plan(grid, budget, 2, method)
+                masks, solve = plan_coalitions(grid, budget, 2, method)
                 assert len(masks.unique(dim=0))==len(masks)<=budget
                 phi, _ = solve((masks.sum(1)==grid**2).double()[None])          # only the whole image is worth anything
                 torch.testing.assert_close(phi.sum(1), torch.ones(1).double())
@@ -128,9 +143,11 @@ def test_nothing_is_changed():
     (x, y), net = toy_batch(3), toy_model()
     before, state, random = x.clone(), {k:v.clone() for k,v in net.state_dict().items()}, torch.get_rng_state()
     for method in METHODS: shapley_values(net, x, y, method=method)
-    phi = shapley_values(net, x, y); grad_cam(net, x, y)
+    phi = shapley_values(net, x, y)
+    grad_cam(net, x, y)
     assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), random) and not phi.is_inference()
-    assert all(torch.equal(v, state[k]) for k,v in net.state_dict().items()) and all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(v, state[k]) for k,v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
 
 def test_bfloat16_stays_near():
     (x, y), net = toy_batch(4), toy_model()
@@ -160,9 +177,10 @@ def test_grad_cam_finds_the_layer_or_says_so():
     with pytest.raises(InfoUtilError, match='layer='): grad_cam(swin, x, y)
 
 def test_grad_cam_by_hand():
-    conv = nn.Conv2d(3, 1, 1, bias=False); conv.weight.data.fill_(1.)
+    conv = nn.Conv2d(3, 1, 1, bias=False)
+    conv.weight.data.fill_(1.)
     net = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
-    net[3].weight.data = torch.tensor([[64.], [-64.]])                      # 64 pixels: the gradient at each is 1, or -1
+    net[3].weight.data = torch.tensor([[64.], [-64.]])           # 64 pixels: the gradient at each is 1, or -1
     x = torch.rand(1, 3, 8, 8)
     want = x.sum(1).view(1, 2, 4, 2, 4).mean((2, 4))
     torch.testing.assert_close(grad_cam(net, x, torch.tensor([0]), grid=2), want)
@@ -173,7 +191,8 @@ def test_shap_object_keeps_the_sum():
     a = attribute(net, x, y, grid=4)
     e = a.to_shap(x)
     assert e.values.shape==e.data.shape==(3, 19, 19, 3)
-    torch.testing.assert_close(torch.tensor(e.values.sum((1, 2, 3))+e.base_values).float(), a.full, rtol=1e-4, atol=1e-5)
+    total = torch.tensor(e.values.sum((1, 2, 3))+e.base_values).float()
+    torch.testing.assert_close(total, a.full, rtol=1e-4, atol=1e-5)
 
 def test_exact_by_name_is_exact():
     (x, y), net = toy_batch(3, 12), toy_model()
@@ -185,18 +204,17 @@ def test_exact_by_name_is_exact():
     with pytest.raises(BudgetError, match='up to 4'): attribute(net, x, y, 5, method='exact')
 
 def test_the_budget_is_chosen_where_none_is_given():
-    from infoutil.attribution import BUDGET, calls_for
-    assert calls_for()==BUDGET and calls_for('exact')==2**16 and calls_for('prior', 7)==98 and calls_for('kernel', 4, 200)==200
+    assert calls_for()==BUDGET and calls_for('exact')==2**16
+    assert calls_for('prior', 7)==98 and calls_for('kernel', 4, 200)==200
     (x, y), net = toy_batch(2), toy_model()
     assert torch.equal(shapley_values(net, x, y), shapley_values(net, x, y, budget=BUDGET))
 
 def random_game(seed, a=.3, b=.5, grid=4):
     "A game whose coefficients fall with order and diameter, and its Shapley values from them"
-    from infoutil.attribution import _coalitions, _fwht
-    bits, size, diam = _coalitions(grid)
+    bits, size, diam = set_table(grid)
     c = torch.randn(len(size), generator=rng(seed), dtype=torch.float64).numpy()*(a**(size/2.)*b**(diam/2.))
     phi = [2*(c*bits[:, i]*(size%2)/size.clip(1)).sum() for i in range(grid*grid)]
-    return torch.from_numpy(_fwht(c*(-1.)**size)), torch.tensor(phi)
+    return torch.from_numpy(fwht(c*(-1.)**size)), torch.tensor(phi)
 
 def test_error_bars_cover_what_they_promise():
     z, errs = {64: [], 256: []}, {64: [], 256: []}
@@ -205,70 +223,160 @@ def test_error_bars_cover_what_they_promise():
         for budget in z:
             a = attribute(Game(table).eval(), torch.ones(1, 3, 4, 4).double(), torch.tensor([0]), budget=budget)
             err = a.phi.flatten()-want
-            z[budget].append(err/a.std.flatten()); errs[budget].append(err.norm()/want.norm())
+            z[budget].append(err/a.std.flatten())
+            errs[budget].append(err.norm()/want.norm())
     for budget,v in z.items():
         v = torch.cat(v).abs()
-        assert .55<(v<1).double().mean()<.85 and .85<(v<1.96).double().mean()<.99, (budget, (v<1).double().mean(), (v<1.96).double().mean())
+        one, two = [float((v<z).double().mean()) for z in (1, 1.96)]
+        assert .55<one<.85 and .85<two<.99, (budget, one, two)
     assert torch.stack(errs[256]).mean()<.6*torch.stack(errs[64]).mean()
 
 def test_the_bars_scale_with_the_game_and_turn_with_the_seed():
     table, _ = random_game(1)
     at = lambda t, **kw: attribute(Game(t).eval(), torch.ones(1, 3, 4, 4).double(), torch.tensor([0]), **kw)
     a, b = at(table), at(10*table)
-    torch.testing.assert_close(b.std, 10*a.std, rtol=1e-3, atol=1e-6); torch.testing.assert_close(b.phi, 10*a.phi, rtol=1e-3, atol=1e-5)
-    from infoutil.attribution import _symmetry
-    role = torch.as_tensor(_symmetry(4, 1)).argsort()             # patch i of the turned game plays the part of patch role[i]
+    torch.testing.assert_close(b.std, 10*a.std, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(b.phi, 10*a.phi, rtol=1e-3, atol=1e-5)
+    role = torch.as_tensor(symmetry(4, 1)).argsort()   # patch i of the turned game plays patch role[i]'s part
     turned = table[(all_masks(16).long()<<role).sum(1)]
     c = at(turned, seed=1)
-    torch.testing.assert_close(c.phi.flatten(), a.phi.flatten()[role], rtol=1e-4, atol=1e-6); torch.testing.assert_close(c.std.flatten(), a.std.flatten()[role], rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(at(turned).phi.flatten(), a.phi.flatten()[role], rtol=1e-4, atol=1e-6)      # another design, another error
+    want = a.phi.flatten()[role]
+    torch.testing.assert_close(c.phi.flatten(), want, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(c.std.flatten(), a.std.flatten()[role], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(at(turned).phi.flatten(), want, rtol=1e-4, atol=1e-6)      # another design, another error
 
-def test_the_shipped_posteriors_are_what_would_be_computed():
-    from infoutil import attribution
+def test_the_shipped_posteriors_are_what_would_be_computed(monkeypatch):
     for budget in (32, 64, 128, 200):
-        v = torch.randn(3, 2*(budget//2), generator=rng(budget), dtype=torch.float64)
-        kept = attribution._prior_plan(4, budget, 3)
-        attribution._prior_plan.cache_clear()
-        shipped, attribution._shipped = attribution._shipped, dict
-        try: fresh = attribution._prior_plan(4, budget, 3)
-        finally: attribution._shipped = shipped; attribution._prior_plan.cache_clear()
+        g = torch.randn(3, budget//2, generator=rng(budget), dtype=torch.float64)
+        kept = prior_plan(4, budget, 3)
+        with monkeypatch.context() as m:
+            m.setattr(priors, 'shipped_plans', dict)
+            fresh = prior_plan(4, budget, 3)
         assert torch.equal(kept[0], fresh[0])
-        for p,q in zip(attribution._paired(kept[1], v), attribution._paired(fresh[1], v)):
+        for p,q in zip(kept[1](g), fresh[1](g)):
             assert (p is None)==(q is None)
             if p is not None: torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
+def test_the_file_of_plans_is_what_make_plans_makes():
+    fresh, kept = make_plans(), shipped_plans()
+    assert fresh.keys()==kept.keys() and torch.equal(fresh['codes'], kept['codes'])
+    for k in kept:
+        assert fresh[k].dtype==kept[k].dtype
+        torch.testing.assert_close(fresh[k], kept[k], rtol=1e-5, atol=1e-6)
+
+def test_an_estimator_of_ones_own():
+    (x, y), net, asked = toy_batch(3), toy_model(), []
+    try:
+        @estimator('mine', least=lambda grid: grid**2+2)
+        def last(grid, budget, seed):
+            "What is lost without a patch"
+            asked.append((grid, budget, seed))
+            d = grid*grid
+            none = torch.zeros(1, d).bool()
+            return torch.cat([none, ~none, ~torch.eye(d).bool()]), lambda v: (v[:, 1:2]-v[:, 2:], None)
+        w = torch.randn(3, 16, 16, generator=rng(1), dtype=torch.float64)
+        want = torch.stack([patch_sums((xi.double()*w).sum(0), 4) for xi in x])
+        got = shapley_values(Additive(w).eval(), x, y*0, budget=20, seed=7, method='mine')
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+        a = attribute(net, x, y, budget=30, seed=7, method='mine')
+        assert (a.method, a.budget, a.std)==('mine', 18, None) and asked==[(4, 20, 7), (4, 30, 7)]
+        torch.testing.assert_close(a.phi.sum((1, 2)), a.full-a.empty, rtol=1e-4, atol=1e-5)
+        attribute(net, x, y, budget=30, seed=7, method='mine')
+        assert len(asked)==2                                        # plans are kept
+        with pytest.raises(BudgetError, match="18 or more are needed by 'mine'"): calls_for('mine', 4, 17)
+        with pytest.raises(InfoUtilError, match='that name'): estimator('mine')(lambda grid, budget, seed: None)
+        with pytest.raises(InfoUtilError, match='that name'): estimator('prior')(last)
+    finally: del ESTIMATORS['mine']
+    with pytest.raises(InfoUtilError, match='unknown method'): shapley_values(net, x, y, method='mine')
+
+def test_signatures_are_said_once_and_places_still_count():
+    names = ['model', 'x', 'y', 'grid', 'budget', 'baseline', 'output', 'seed', 'method', 'chunk', 'precision']
+    game = [n for n in names if n not in ('budget', 'seed', 'method')]
+    params = lambda f: list(inspect.signature(f).parameters.values())
+    assert [p.name for p in params(shapley_values)]==names and params(shapley_values)==params(attribute)
+    assert [p.default for p in params(attribute)][3:]==[4, None, None, 'logit', 0, 'prior', None, 'float32']
+    assert [p.name for p in params(exact_shapley)]==game
+    assert [p.name for p in params(coalition_values)]==game[:3]+['masks']+game[3:]
+    (x, y), net, base = toy_batch(2, 12), toy_model(), torch.ones(3, 1, 1)
+    how = dict(grid=3, budget=40, baseline=base, output='probability', seed=2, method='kernel', chunk=7)
+    by_place = shapley_values(net, x, y, 3, 40, base, 'probability', 2, 'kernel', 7, 'float32')
+    torch.testing.assert_close(by_place, shapley_values(net, x, y, **how))
+    v = coalition_values(net, x, y, all_masks(4), 2, base, 'probability', 7)
+    assert v.shape==(2, 16) and (v<=1).all()
+    by_name = exact_shapley(net, x, y, grid=2, baseline=base, output='probability', chunk=7)
+    torch.testing.assert_close(exact_shapley(net, x, y, 2, base, 'probability', 7), by_name)
+    for f in (shapley_values, exact_shapley):
+        with pytest.raises(TypeError): f(net, x, y, shape=3)
+
+def test_the_errors_that_the_page_names_are_those_that_were_measured():
+    cells = json.loads((root/'nbs/03_attribution.ipynb').read_text(encoding='utf-8'))['cells']
+    text = ''.join(''.join(c['source']) for c in cells if c['cell_type']=='markdown')
+    said = re.search(r'off by (\d+) to (\d+) %.*?by (\d+) to (\d+) %.*?: (\d+) to (\d+) %', text, re.S)
+    rows = json.loads((root/'results/speed/estimators.json').read_text())['rows']
+    errs = lambda way: [100*r['error'] for r in rows if (r['way'], r['output'], r['budget'])==(way, 'logit', 64)]
+    want = [round(f(errs(w))) for w in ('infoutil prior', 'captum KernelShap', 'infoutil kernel') for f in (min, max)]
+    assert list(map(int, said.groups()))==want, want
+
+def test_maps_are_drawn_on_one_scale_that_is_white_at_zero():
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    phi = torch.tensor([[[3., -1.], [0., .5]], [[0., 0.], [0., -.2]]])
+    ims = torch.rand(2, 3, 7, 5)
+    for axs in (show_maps(phi), show_maps(phi, ims), show_maps(phi, ims, axs=plt.subplots(1, 2)[1])):
+        meshes = [a.collections[0] for a in axs]
+        assert all(m.get_cmap().name==MAP_COLOURS=='RdBu_r' and m.get_clim()==(-3., 3.) for m in meshes)
+        assert [m.get_array().flatten().tolist() for m in meshes]==[p.flatten().tolist() for p in phi]
+        r, g, b, _ = meshes[0].to_rgba([3., -3., 0.]).T
+        assert r[0]>b[0] and b[1]>r[1] and min(r[2], g[2], b[2])>.95
+    assert axs[0].get_xlim()==(0, 5) and axs[0].get_ylim()==(7, 0)         # pixels of the images
+    a = Attribution(phi, phi.sum((1, 2)), torch.zeros(2), torch.tensor([1, 0]), 4, 'exact', 'logit', 2)
+    assert a.show(ims, n=1, names='ab')[0].figure.axes[0].get_title()=='b'
+    plt.close('all')
+
 class Answer(nn.Module):
     "A network whose outputs are made into something else"
-    def __init__(self, make): super().__init__(); self.body, self.make = toy_model(), make
+    def __init__(self, make):
+        super().__init__()
+        self.body, self.make = toy_model(), make
     def forward(self, x): return self.make(self.body(x))
 
-@pytest.mark.parametrize('make', [lambda z: dict(logits=z), lambda z: (z, z), lambda z: z[:, 0], lambda z: z[:, None], lambda z: z[:1], lambda z: None])
+@pytest.mark.parametrize('make', [lambda z: dict(logits=z), lambda z: (z, z), lambda z: z[:, 0], lambda z: z[:, None],
+                                  lambda z: z[:1], lambda z: None])
 def test_outputs_that_are_no_logits(make):
-    "Dictionaries and tuples, as some packages' networks return, and tables of another shape: a sentence, never a number"
+    "Dictionaries and tuples, as some packages' networks return, tables of another shape: a sentence, never a number"
     x, y = toy_batch(3)
     for model in (Answer(make).eval(), lambda z: make(toy_model()(z))):
         for method in ('prior', 'kernel'):
-            with pytest.raises(InfoUtilError, match='logits of shape .n, classes. are accepted; wrap it'): shapley_values(model, x, y, method=method)
+            with pytest.raises(InfoUtilError, match='logits of shape .n, classes. are accepted; wrap it'):
+                shapley_values(model, x, y, method=method)
     with pytest.raises(InfoUtilError, match='wrap it'): grad_cam(Answer(make).eval(), x, y)
-    with pytest.raises(InfoUtilError, match='wrap it'): informativeness(Answer(make).eval(), x, torch.tensor([0, 0, 8, 8]).expand(3, 2, 4))
+    boxes = torch.tensor([0, 0, 8, 8]).expand(3, 2, 4)
+    with pytest.raises(InfoUtilError, match='wrap it'): informativeness(Answer(make).eval(), x, boxes)
 
 def test_labels_and_baselines_of_other_kinds():
     (x, y), net = toy_batch(3), toy_model()
     for t in (torch.uint8, torch.int16, torch.bool):
         with pytest.raises(InfoUtilError, match='type int64 are accepted'): shapley_values(net, x, y.to(t))
-    torch.testing.assert_close(shapley_values(net, x, y.int(), baseline=.5), shapley_values(net, x, y, baseline=torch.full((3, 1, 1), .5)))
+    want = shapley_values(net, x, y, baseline=torch.full((3, 1, 1), .5))
+    torch.testing.assert_close(shapley_values(net, x, y.int(), baseline=.5), want)
     for bad in (torch.zeros(4, 1, 1), torch.zeros(5, 3, 16, 16)):
-        with pytest.raises(InfoUtilError, match='a baseline of shape.*a colour has the shape .3, 1, 1.'): shapley_values(net, x, y, baseline=bad)
+        with pytest.raises(InfoUtilError, match='a baseline of shape.*a colour has the shape .3, 1, 1.'):
+            shapley_values(net, x, y, baseline=bad)
 
 def test_values_that_autograd_may_use():
     (x, y), net, w = toy_batch(2), toy_model(), torch.ones(1, requires_grad=True)
-    for f in (lambda: coalition_values(net, x, y, all_masks(4), 2), lambda: shapley_values(net, x, y), lambda: grad_cam(net, x, y)): (f()*w).sum().backward()
+    fs = (lambda: coalition_values(net, x, y, all_masks(4), 2), lambda: shapley_values(net, x, y),
+          lambda: grad_cam(net, x, y))
+    for f in fs: (f()*w).sum().backward()
     with torch.inference_mode(): a, b = grad_cam(net, x, y), shapley_values(net, x, y)
-    assert torch.equal(a, grad_cam(net, x, y)) and torch.equal(b, shapley_values(net, x, y))
+    torch.testing.assert_close([a, b], [grad_cam(net, x, y), shapley_values(net, x, y)], rtol=1e-5, atol=1e-6)
 
 class Tight(nn.Module):
     "Raises what a GPU raises when a batch is larger than `room`"
-    def __init__(self, room): super().__init__(); self.body, self.room, self.sizes = toy_model(), room, []
+    def __init__(self, room):
+        super().__init__()
+        self.body, self.room, self.sizes = toy_model(), room, []
     def forward(self, x):
         if len(x)>self.room: raise torch.OutOfMemoryError('CUDA out of memory')
         self.sizes.append(len(x))
@@ -284,21 +392,20 @@ def test_memory_that_runs_out():
 
 def test_grad_cam_does_not_hang_on_work_in_place():
     def net(inplace):
-        with seeded(1): return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)).eval()
+        head = nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        with seeded(1): return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace), *head, nn.Linear(32, 4)).eval()
     x, y = toy_batch(4)
     torch.testing.assert_close(grad_cam(net(True), x, y), grad_cam(net(False), x, y))
 
 @pytest.mark.parametrize('grid', [2, 3, 5, 7])
 def test_triples_are_those_that_are_near(grid):
-    from infoutil.attribution import _triples
     cells, reach = list(itertools.product(range(grid), repeat=2)), 3
     wide = lambda t: max(max(v)-min(v) for v in zip(*(cells[i] for i in t)))
     want = [t for t in itertools.combinations(range(grid*grid), 3) if wide(t)<=reach]
-    got, diameters = _triples(grid, reach)
+    got, diameters = near_triples(grid, reach)
     assert list(map(tuple, got.tolist()))==want and diameters.tolist()==list(map(wide, want))
 
 def test_triples_of_a_fine_grid_fit_into_memory():
     "A grid of 32 has 178 million triples, of which few are near"
-    from infoutil.attribution import _triples
-    with measure('cpu') as s: t, _ = _triples(32)
+    with measure('cpu') as s: t, _ = near_triples(32)
     assert len(t)<2e5 and (s.peak_bytes is None or s.kind!='resident' or s.peak_bytes-s.before_bytes<5e8)

@@ -1,16 +1,18 @@
 "Every benchmark runs in its quick form and writes rows that a table can be made of"
-import json, math, os, subprocess, sys
+import json, math, os
 from pathlib import Path
 import numpy as np, pytest
+import ready
 BENCH = Path(__file__).resolve().parent.parent/'benchmarks'
+FEWER = {'student': ('--rounds', 1), 'growth': ('--only', 'candidates', 'classes', 'imagenet')}       # so that it takes seconds; all of it is tried by make test-long
 SHARED = {'common', 'networks'}                                   # imported by the others; they measure nothing
-ERRORS = {'estimators', 'budget', 'priors'}                                 # they measure errors and accuracies, not time
+ERRORS = {'estimators', 'budget', 'priors'}                       # they measure errors and accuracies, not time
 NAMES = sorted(f.stem for f in BENCH.glob('*.py') if f.stem not in SHARED|ERRORS)
 FIELDS = ('network', 'size', 'images', 'way', 'seconds', 'ratio', 'low', 'high', 'reference')
 
 def quick(name, out, *args):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore'}
-    return subprocess.run([sys.executable, str(BENCH/f'{name}.py'), *map(str, args), '--quick', '--out', str(out)], capture_output=True, text=True, env=env, cwd=out.parent, timeout=300)
+    return ready.run('path', [BENCH/f'{name}.py', *args, '--quick', '--out', out], 300, env=env, cwd=out.parent)
 
 def finite(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v>=0
 
@@ -24,10 +26,10 @@ def faults(rows):
 
 def test_there_are_benchmarks(): assert {'growth', 'whole'}<=set(NAMES)
 
-@pytest.mark.parametrize('name', NAMES)
-def test_quick_form(name, tmp_path):
+@pytest.mark.parametrize('name,args', [*((n, FEWER.get(n, ())) for n in NAMES), *(pytest.param(n, (), marks=pytest.mark.slow) for n in NAMES if n in FEWER)])
+def test_quick_form(name, args, tmp_path):
     out = tmp_path/f'{name}.json'
-    res = quick(name, out)
+    res = quick(name, out, *args)
     assert res.returncode==0, res.stderr[-2000:]
     got = json.loads(out.read_text())
     assert got['name']==name and got['schema']==1 and got['machine']['threads']==1
@@ -44,7 +46,12 @@ def table(tmp_path_factory):
     for i in range(2): np.savez(d/f'{i:03}.npz', logit=v+i, probability=1/(1+np.exp(-v-i)), label=0, source='made')
     return d
 
-@pytest.mark.parametrize('name', sorted(n for n in ERRORS if (BENCH/f'{n}.py').exists()))
+def test_every_benchmark_starts():
+    "All that they import is there, and they explain themselves"
+    for f in sorted(BENCH.glob('*.py')):
+        if f.stem!='common': assert 'usage: ' in (res := ready.run('path', [f, '--help'])).stdout, (f.name, res.stderr[-2000:])
+
+@pytest.mark.parametrize('name', ['estimators', 'priors', pytest.param('budget', marks=pytest.mark.slow)])      # the last one trains a teacher and students
 def test_quick_form_of_errors(name, table, tmp_path):
     out = tmp_path/f'{name}.json'
     res = quick(name, out, *(['digits', '--demo'] if name=='budget' else [table]))

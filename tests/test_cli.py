@@ -4,13 +4,14 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 from fastai.learner import Learner
-import infoutil.data, infoutil.pipeline, infoutil.teacher
-from infoutil.cli import main, _parser
-from infoutil.core import rng
+import infoutil.data, infoutil.distillation, infoutil.training
+from infoutil.command_line import _parser, COMMANDS, main
+from infoutil.basics import rng
 from infoutil.data import load_data
 from infoutil.models import get_model
-from infoutil.store import DistilledSet
-from infoutil.teacher import Teacher, load_teacher, save_teacher
+from infoutil.distilled_set import DistilledSet
+from infoutil.teacher import load_teacher, save_teacher, Teacher
+import ready
 
 CLASSES = ('ant', 'bee', 'cat')
 COLOURS = ((200, 60, 60), (60, 200, 60), (60, 60, 200))
@@ -44,7 +45,7 @@ def no_work(monkeypatch):
     "Training and choosing crops end the test"
     def stop(*args, **kwargs): raise Worked
     for name in ('fit', 'fit_one_cycle'): monkeypatch.setattr(Learner, name, stop)
-    monkeypatch.setattr(infoutil.pipeline, 'choose_crops', stop)
+    for name in ('run_classes', '_run_maker'): monkeypatch.setattr(infoutil.distillation, name, stop)
 
 @pytest.fixture
 def refused(world, tmp_path, capsys, no_work):
@@ -216,9 +217,9 @@ def test_output_files(world, tmp_path, refused, argv, where):
 
 def test_a_failed_run_leaves_no_parents(world, tmp_path, capsys, monkeypatch):
     "An error in the middle of the work takes the folders along that the run made"
-    from infoutil.core import InfoUtilError
+    from infoutil.basics import InfoUtilError
     def fail(*args, **kwargs): raise InfoUtilError('it broke; it should not; mend it')
-    monkeypatch.setattr(infoutil.teacher, '_fit', fail)
+    monkeypatch.setattr(infoutil.training, '_fit_schedule', fail)
     assert main(['teacher', f'{world}/data', '-o', f'{tmp_path}/new/deep/o', '--size', '32'])==1
     assert not list(tmp_path.iterdir())
 
@@ -257,8 +258,8 @@ def test_a_diverged_teacher_is_not_written(world, tmp_path, capsys):
 
 def test_unreadable_image_in_a_worker(world, tmp_path, capsys):
     "What a decoding process raises is the same sentence"
-    from infoutil.core import DataError
-    from infoutil.data import image_dls
+    from infoutil.basics import DataError
+    from infoutil.loaders import image_dls
     data = load_data(break_data(world, tmp_path, 'text as image'))
     with pytest.raises(DataError) as e: list(image_dls(data, 32, 4, stats=((.5,)*3, (.5,)*3), workers=1, device='cpu').train)
     assert '\n' not in str(e.value)
@@ -357,12 +358,21 @@ def test_another_student_and_held_out_images(world, tmp_path):
     c = json.loads((tmp_path/'r.json').read_text())['config']
     assert c['arch']=='convnet4' and c['test_images']==9
 
-def test_two_classes_and_few_validation_images(tmp_path):
-    "A perfect teacher passes the preflight however few images there are to try it on"
+def test_two_classes_and_few_validation_images(tmp_path, capsys):
+    "Few images prove little: a perfect teacher passes the preflight, one that is right on them by luck does not"
+    def distil(data): return main(['distill', f'{tmp_path}/{data}', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s_{data}',
+                                   '--method', 'random', '--ipc', '1'])
     make_folder(tmp_path/'data', CLASSES[:2], train=6, test=3)
     assert main(['teacher', f'{tmp_path}/data', '-o', f'{tmp_path}/t', '--size', '32', '--epochs', '8', '--early-epoch', '1', '--bs', '6', '--precision', 'float32'])==0
     assert load_teacher(tmp_path/'t').accuracy==1
-    assert main(['distill', f'{tmp_path}/data', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s', '--method', 'random', '--ipc', '1'])==0
+    assert distil('data')==0
+    luck = shutil.copytree(tmp_path/'data', tmp_path/'luck')             # the same validation images, half of the others mislabelled
+    ants, bees = [sorted((luck/'train'/c).iterdir())[:3] for c in CLASSES[:2]]
+    for a,b in zip(ants, bees):
+        for here,there in ((a, b), (b, a)): here.rename(there.with_name(f'wrong_{there.name}'))
+    capsys.readouterr()
+    assert distil('luck')==1 and not (tmp_path/'s_luck').exists()
+    assert 'the teacher is right on 12 of 18 real images and chance is 50.0%' in capsys.readouterr().err
 
 def test_a_plain_folder_is_not_measured_on_its_training_images(tmp_path, capsys):
     "`--test photos` after `distill photos` means the images that were held out, not those that were distilled"
@@ -387,7 +397,7 @@ def test_a_set_of_an_unknown_network_can_be_shown_and_used(world, tmp_path, caps
     three(err:=capsys.readouterr().err); assert '--arch' in err
 
 # ------------------------------------------------------------------ help, processes
-def subcommands(): return next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+def subcommands(): return next(a for a in _parser(COMMANDS)._actions if isinstance(a, argparse._SubParsersAction)).choices
 
 def test_help(capsys):
     "Every command and every option explains itself"
@@ -399,10 +409,10 @@ def test_help(capsys):
     assert 'usage: infoutil' in capsys.readouterr().out
 
 def test_help_names_every_choice():
-    from infoutil import attribution, pipeline, score, selection, student, teacher
+    from infoutil import attribution, gradient_norms, methods, selection, student, training
     text = {(n, a.dest):a.help for n,p in subcommands().items() for a in p._actions}
-    known = {('distill', 'method'): pipeline.METHODS, ('distill', 'preset'): pipeline.PRESETS, ('distill', 'score'): score.SCORES, ('distill', 'end'): selection.ENDS,
-             ('distill', 'estimator'): attribution.METHODS, ('distill', 'label_teacher'): pipeline.LABEL_TEACHERS, ('teacher', 'schedule'): teacher.SCHEDULES,
+    known = {('distill', 'method'): methods.METHODS, ('distill', 'preset'): methods.presets(methods.METHODS['infoutil']), ('distill', 'score'): gradient_norms.SCORES, ('distill', 'end'): selection.ENDS,
+             ('distill', 'estimator'): attribution.ESTIMATORS, ('distill', 'label_teacher'): methods.LABEL_TEACHERS, ('teacher', 'schedule'): training.SCHEDULES,
              ('evaluate', 'protocol'): student.PROTOCOLS, ('evaluate', 'labels'): student.LABELS,
              ('compare', 'protocols'): student.PROTOCOLS, ('compare', 'labels'): student.LABELS}
     for k,names in known.items():
@@ -450,8 +460,19 @@ def user_env():
     return {**env, 'OMP_NUM_THREADS':'1'}
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys, contextlib; from infoutil.cli import main\ntry: main(['distill', '--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, env=user_env()).returncode==0
+    "Of all commands but those whose options are the settings of the methods"
+    commands = [[], *([c] for c in COMMANDS if c not in ('distill', 'compare'))]
+    code = f"""
+import sys, io, contextlib
+from infoutil.command_line import main
+for argv in {commands}:
+    with contextlib.redirect_stdout(io.StringIO()):
+        try: main([*argv, '--help'])
+        except SystemExit as e: assert e.code==0
+    if 'torch' in sys.modules: sys.exit('torch for '+str(argv))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=user_env())
+    assert done.returncode==0, done.stderr
 
 def test_a_process_says_one_sentence(tmp_path):
     r = subprocess.run([sys.executable, '-m', 'infoutil', 'show', str(tmp_path/'nowhere')], capture_output=True, text=True, env=user_env(), cwd=tmp_path)
@@ -460,20 +481,19 @@ def test_a_process_says_one_sentence(tmp_path):
 
 def test_ctrl_c_leaves_nothing(world, tmp_path, capsys, monkeypatch):
     def press(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr(infoutil.teacher, '_fit', press)
+    monkeypatch.setattr(infoutil.training, '_fit_schedule', press)
     assert main(['teacher', f'{world}/data', '-o', f'{tmp_path}/o', '--size', '32'])==130
     assert 'stopped' in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 def test_a_terminated_process_leaves_nothing_half_written(world, tmp_path):
     "SIGTERM, as batch systems and containers send it"
-    argv = [sys.executable, '-m', 'infoutil', 'teacher', str(world/'data'), '-o', str(tmp_path/'o'), '--size', '32', '--epochs', '100000']
-    p = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=user_env(), cwd=tmp_path)
+    argv = ['infoutil', 'teacher', world/'data', '-o', tmp_path/'o', '--size', '32', '--epochs', '100000']
+    p = ready.Process('module', argv, user_env(), tmp_path)
     try:
         end = time.time()+60
-        while not list(tmp_path.glob('o.run/*')) and time.time()<end and p.poll() is None: time.sleep(.05)
+        while not list(tmp_path.glob('o.run/*')) and time.time()<end and p.poll() is None: time.sleep(.01)
         p.send_signal(signal.SIGTERM)
         err = p.communicate(timeout=30)[1]
-    finally:
-        if p.poll() is None: p.kill(); p.wait()
+    finally: p.kill()
     assert p.returncode and 'Traceback' not in err and {q.name for q in tmp_path.iterdir()}<={'o.run'}, err
     assert not [q for q in tmp_path.rglob('*') if q.name.startswith('.')]           # finished epochs, and nothing half-written

@@ -1,24 +1,26 @@
 "The comparison: one grid, equal recipes, nothing done twice, and refusals before any work"
-import json, os, signal, subprocess, sys, time
+import json, os, signal, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
-from infoutil.cli import main
-from infoutil.compare import TABLES, _Bench, _cells, _finished, compare, paper_grid, parse_method
-from infoutil.core import InfoUtilError, OutputError, TeacherError
-from infoutil.data import Split, load_data
-from infoutil.pipeline import METHODS
-from infoutil.report import read_grid, read_results
+from infoutil.command_line import main
+from infoutil.comparison import compare, paper_grid, parse_method, TABLES
+from infoutil.distillation import distill
+from infoutil.basics import InfoUtilError, OutputError, TeacherError
+from infoutil.data import load_folder
+from infoutil.methods import Choice, method, METHODS, opt, whole_images
+from infoutil.results import as_published, method_label, read_grid, read_results, score_name
 from infoutil.selection import Crops, top_crops
-from infoutil.store import DistilledSet
-from infoutil.teacher import train_teacher
+from infoutil.distilled_set import DistilledSet
+from infoutil.teacher import load_teacher
+from infoutil.training import train_teacher
+import ready
 
 @pytest.fixture(scope='session')
-def world(tmp_path_factory):
-    d = tmp_path_factory.mktemp('compare')
-    data = load_data('digits', dest=d)
-    train_teacher(data, d/'teacher', 'convnet3', 32, epochs=2, early_epoch=1, checkpoints=(1, 2), show_progress=False, device='cpu')
-    return dict(dir=d, data=data, folder=str(d/'digits'), teacher=str(d/'teacher'))
+def world(few, tmp_path_factory):
+    d, data = tmp_path_factory.mktemp('compare'), load_folder(few)
+    train_teacher(data, d/'teacher', 'convnet3', 32, epochs=4, early_epoch=1, checkpoints=(1, 2), bs=16, show_progress=False, device='cpu')
+    return dict(dir=d, data=data, folder=str(few), teacher=str(d/'teacher'))
 
 small = dict(ipc=[1], epochs=1, candidates=6, repeats=1, show_progress=False, device='cpu')
 
@@ -28,7 +30,7 @@ def bare(row): return {k:v for k,v in row.items() if k not in ('stages', 'device
 
 def test_every_method_takes_part(world, tmp_path):
     "One keyword each, the same types, and no method's images are another's"
-    frame = compare(world['data'], world['teacher'], tmp_path/'all', methods=list(METHODS), factor=2, iterations=3, **small)
+    frame = compare(world['data'], world['teacher'], tmp_path/'all', methods=list(METHODS), factor=2, iterations=3, budget=32, **small)
     assert set(frame.base)==set(METHODS) and frame.accuracy.between(0, 1).all()
     images = {m: DistilledSet.load(tmp_path/'all'/'sets'/s, with_teacher=False).images for m,s in zip(frame.method, frame['set'])}
     same = [(a, b) for a in images for b in images if a<b and torch.equal(images[a], images[b])]
@@ -40,7 +42,7 @@ def test_every_table_is_one_call(world):
         assert all(parse_method(m) for m in g['methods']) and any(parse_method(m).base=='random' for m in g['methods'])
 
 def test_workers_find_what_one_process_finds(world, tmp_path):
-    kw = dict(methods=['rded', 'infoutil'], labels=['online', 'stored', 'hard'], repeats=2, **{k:v for k,v in small.items() if k!='repeats'})
+    kw = dict(methods=['rded', 'infoutil'], labels=['online', 'stored', 'hard'], repeats=2, budget=32, **{k:v for k,v in small.items() if k!='repeats'})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                  # workers have one each
     try: one = compare(world['data'], world['teacher'], tmp_path/'one', **kw)
@@ -54,16 +56,17 @@ def test_killed_and_started_again(world, tmp_path):
     kw = ['compare', world['folder'], '--teacher', world['teacher'], '--methods', 'rded', '--ipc', '1,2', '--epochs', '2', '--candidates', '6', '--repeats', '2', '--jobs', '1']
     out, whole = tmp_path/'killed', tmp_path/'whole'
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    p = subprocess.Popen([sys.executable, '-m', 'infoutil', *kw, '-o', str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    p = ready.Process('module', ['infoutil', *kw, '-o', out], env)
     t0 = time.time()
-    while (not (out/'results.jsonl').exists() or (out/'results.jsonl').read_text().count('\n')<2) and p.poll() is None and time.time()-t0<120: time.sleep(.05)
+    while (not (out/'results.jsonl').exists() or (out/'results.jsonl').read_text().count('\n')<2) and p.poll() is None and time.time()-t0<120: time.sleep(.01)
     assert p.poll() is None, 'it ended before it could be killed'
-    p.send_signal(signal.SIGKILL); p.wait()
+    p.send_signal(signal.SIGKILL)
+    p.wait()
     before = (out/'results.jsonl').read_bytes()
     kept = before[:before.rfind(b'\n')+1].splitlines()
     (out/'results.jsonl').write_bytes(before+b'{"schema": 1, "data"')               # and the worst place to be killed at
     stamps = {f:f.stat().st_mtime_ns for f in (out/'sets').rglob('*') if f.is_file()}
-    for o in (out, whole): subprocess.run([sys.executable, '-m', 'infoutil', *kw, '-o', str(o)], check=True, stdout=subprocess.DEVNULL, env=env)
+    for o in (out, whole): assert (p := ready.run('module', ['infoutil', *kw, '-o', o], env=env)).returncode==0, p.stderr
     after = (out/'results.jsonl').read_bytes().splitlines()
     assert after[:len(kept)]==kept and len(after)==8
     assert all(f.stat().st_mtime_ns==s for f,s in stamps.items())
@@ -72,7 +75,7 @@ def test_killed_and_started_again(world, tmp_path):
 
 def test_label_teachers_share_images(world, tmp_path):
     frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], label_teachers=['early', 'converged', 'epoch_001'], **small)
-    assert frame['set'].nunique()==1 and frame.label_epoch.tolist()==[1, 2, 1]
+    assert frame['set'].nunique()==1 and frame.label_epoch.tolist()==[1, 4, 1]
     a, b = [frame[frame.label_teacher==t].accuracy.item() for t in ('early', 'epoch_001')]
     assert a==b                                                # the same state under two names
     g = read_grid(tmp_path/'c')
@@ -105,7 +108,7 @@ def test_two_runs_in_one_directory(world, tmp_path):
     fd = os.open(tmp_path/'c', os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     for kw in ({}, dict(extend=True, labels=['online', 'hard'])):
-        with pytest.raises(OutputError, match='another run is working'): compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **kw, **small)
+        with pytest.raises(OutputError, match='another process is making'): compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **kw, **small)
     os.close(fd)
     left = [tmp_path/'c'/n for n in ('sets/.random-ipc1-seed0.x3k_9a0b', 'cache/.0123.safetensors.77', 'compare.json.tmp1')]          # by a run that was killed
     own  = [tmp_path/'c'/n for n in ('.ipynb_checkpoints', 'sets/.ipynb_checkpoints', 'sets/notes', 'cache/.DS_Store', 'compare.json.bak', 'report.md')]      # by the user
@@ -165,3 +168,62 @@ def test_what_grows_and_what_does_not(world, tmp_path):
     assert len(grown)==4 and grown.accuracy[0]==first.accuracy[0]
     with pytest.raises(InfoUtilError, match='epochs was 1 and is 2'): run(repeats=2, epochs=2, extend=True)
     assert len(run(repeats=2, methods=['random', 'rded']))==4
+
+# -- a method is one class, and everything else is derived from it
+
+@pytest.fixture
+def brightest():
+    "A method as a cell of a chapter declares it"
+    @method('brightest', 'Brightest images')
+    class Brightest(Choice):
+        "Whole images of greatest brightness"
+        score_name = 'brightness'
+        power:float = opt(1., 'exponent of the brightness', least=.1, most=10)
+        def score_part(self, cands, teacher, maps=None, bs=None):
+            return whole_images(cands, -cands.images.float().mean((1, 2, 3))**self.power)
+    yield Brightest
+    METHODS.pop('brightest')
+
+def help_of(command, capsys):
+    "What `infoutil COMMAND --help` says, its line breaks left out"
+    with pytest.raises(SystemExit) as e: main([command, '--help'])
+    assert e.value.code==0
+    return ' '.join(capsys.readouterr().out.split())
+
+def test_a_method_is_declared_in_one_place(world, brightest, tmp_path, capsys):
+    "A class with one setting: distill, the command line, compare, results and reports know it, and no other line was touched"
+    teacher, out = load_teacher(world['teacher'], device='cpu'), tmp_path/'c'
+    run = lambda **kw: distill(world['data'], teacher, method='brightest', ipc=1, candidates=6, label_teacher='converged', show_progress=False, preflight=False, **kw)
+    ds, other = run(), run(power=2.)
+    assert ds.meta['method']=='brightest' and (ds.meta['config']['power'], other.meta['config']['power'])==(1, 2)
+    assert [q['score'] for q in other.provenance]==pytest.approx([-p['score']**2 for p in ds.provenance])
+    for command in ('distill', 'compare'):
+        text = help_of(command, capsys)
+        assert '--power X exponent of the brightness, 0.1 to 10; for brightest; without it 1.0' in text
+        if command=='distill': assert 'brightest: whole images of greatest brightness' in text
+    argv = ['distill', world['folder'], '--teacher', world['teacher'], '-o', str(tmp_path/'set'), '--method', 'brightest', '--ipc', '1', '--candidates', '6', '--label-teacher', 'converged']
+    assert main([*argv, '--power', '2'])==0 and torch.equal(DistilledSet.load(tmp_path/'set').images, other.images)
+    for wrong, words in (('20', 'power 20.0 came; 10 or less is accepted'), ('much', 'a number is accepted')):
+        assert main([*argv[:5], str(tmp_path/'no'), *argv[6:], '--power', wrong])==1 and words in capsys.readouterr().err
+    assert main([*argv[:5], str(tmp_path/'no'), *argv[6:-6], '--method', 'rded', '--power', '2'])==1 and 'choose brightest' in capsys.readouterr().err
+    frame = compare(world['data'], world['teacher'], out, methods=['brightest', 'brightest:power=2'], power=1., **small)
+    assert set(frame.method)=={'random', 'brightest', 'brightest:power=2.0'}
+    assert [s['power'] for b,s in zip(frame.base, frame.settings) if b=='brightest']==[1, 2]
+    assert read_results(out).base.tolist().count('brightest')==2
+    assert (method_label('brightest'), score_name('brightest', {}), as_published('brightest', {}))==('Brightest images', 'brightness', True)
+
+def test_a_setting_is_declared_in_one_place(world, brightest, tmp_path, capsys):
+    "A line more in a class, and every place that knows the method knows its new setting"
+    @method('brightest', 'Brightest images')
+    class Brighter(brightest):
+        "Whole images of greatest brightness"
+        channel:str = opt('all', 'which colour counts', choices=('all', 'red'), maps=False)
+        def score_part(self, cands, teacher, maps=None, bs=None):
+            one = cands if self.channel=='all' else replace(cands, images=cands.images[:, :1])
+            return super().score_part(one, teacher)
+    ds = distill(world['data'], load_teacher(world['teacher'], device='cpu'), method='brightest', channel='red', ipc=1, candidates=6, label_teacher='converged', show_progress=False, preflight=False)
+    assert (ds.meta['config']['channel'], ds.meta['config']['power'])==('red', 1)
+    for command in ('distill', 'compare'): assert '--channel NAME which colour counts, all or red; for brightest; without it all' in help_of(command, capsys)
+    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['brightest:channel=red'], **small)
+    assert [s['channel'] for b,s in zip(frame.base, frame.settings) if b=='brightest']==['red']
+    with pytest.raises(InfoUtilError, match="did you mean 'red'"): parse_method('brightest:channel=rad').config(1, 0, {})

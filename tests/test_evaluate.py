@@ -1,21 +1,25 @@
-"Evaluation against oracles: differences, robust scores, parts of sets, relabelled sets, memory; and that mistakes cost no training"
-import json, math, statistics, subprocess, sys
+"Evaluation against oracles: differences, scores, parts of sets, other labels, memory; mistakes cost no training"
+import json, math, statistics
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
-import infoutil.evaluate, infoutil.scores
-from infoutil.augment import ViewKey
-from infoutil.core import BudgetError, InfoUtilError, rng, toy_model
+import infoutil.evaluation, infoutil.robust_scores
+from infoutil.view_labels import view_labels, ViewKey
+from infoutil.basics import BudgetError, InfoUtilError, rng
+from infoutil.fixtures.toys import toy_model
 from infoutil.data import Split
-from infoutil.evaluate import Result, _Curve, cross_architecture, difference, evaluate, label_teacher_curve, mean_std, relabel
-from infoutil.label import patch_labels, view_labels
-from infoutil.continual import _part_of_test, class_orders, continual, step_sizes, take_classes
-from infoutil.scores import CASES, augmentation_robust_score, label_robust_score, robust_scores, scores_of, without_augmentation
-from infoutil.store import DistilledSet
+from infoutil.label_teachers import cross_architecture, label_teacher_curve, relabel
+from infoutil.evaluation import _Trained, difference, evaluate, mean_std, Result
+from infoutil.labels import patch_labels
+from infoutil.continual_learning import _part_of_test, class_orders, continual, step_sizes, take_classes
+from infoutil.robust_scores import (
+    augmentation_robust_score, CASES, label_robust_score, robust_scores, scores_of, without_augmentation)
+from infoutil.distilled_set import DistilledSet
 from infoutil.student import PROTOCOLS, student_learner
 from infoutil.teacher import Teacher
+import ready
 
 MEAN, STD, NAMES = (.4, .5, .6), (.2, .25, .3), ('ant', 'bee', 'cat', 'dog', 'elk')
 fraction = st.floats(0, 1)
@@ -29,15 +33,17 @@ def a_set(ipc=2, factor=2, t=None):
     images = torch.randint(256, (5*ipc, 3, 16, 16), generator=rng(0, 'set', ipc), dtype=torch.uint8)
     meta = dict(method='random', factor=factor, mean=MEAN, std=STD, label_teacher='converged')
     origin = [dict(image=i, tile=k, source=f'{NAMES[i//ipc]}/{i}.png') for i in range(5*ipc) for k in range(factor**2)]
-    return DistilledSet(images, torch.arange(5).repeat_interleave(ipc), NAMES, patch_labels(t.model, images, factor, MEAN, STD), t, meta, origin)
+    return DistilledSet(images, torch.arange(5).repeat_interleave(ipc), NAMES,
+                        patch_labels(t.model, images, factor, MEAN, STD), t, meta, origin)
 
 @pytest.fixture
 def test_images(tmp_path):
     "Real images that were decoded already: their files do not exist, so that decoding twice would fail"
     def make(ds, n=15):
         split = Split(tmp_path, tuple(f'{i}.png' for i in range(n)), tuple(sorted(i%5 for i in range(n))))
-        dl = infoutil.evaluate.real_dl(split, ds.size, ds.mean, ds.std, device='cpu')
-        dl.dataset.cache.copy_(torch.randint(256, (n, 3, 16, 16), generator=rng(1, 'test'), dtype=torch.uint8)); dl.dataset.have[:] = True
+        dl = infoutil.evaluation.real_dl(split, ds.size, ds.mean, ds.std, device='cpu')
+        dl.dataset.cache.copy_(torch.randint(256, (n, 3, 16, 16), generator=rng(1, 'test'), dtype=torch.uint8))
+        dl.dataset.have[:] = True
         return dl
     return make
 
@@ -57,7 +63,8 @@ def test_paired_difference_is_students_t(pairs):
 @given(st.lists(fraction, min_size=2, max_size=8), st.lists(fraction, min_size=2, max_size=8))
 def test_unpaired_difference_is_welchs(a, b):
     d = difference(a, b, paired=False)
-    if d.se>1e-6: assert math.isclose(d.mean/d.se, stats.ttest_ind(a, b, equal_var=False).statistic, rel_tol=1e-6, abs_tol=1e-9)
+    if d.se>1e-6:
+        assert math.isclose(d.mean/d.se, stats.ttest_ind(a, b, equal_var=False).statistic, rel_tol=1e-6, abs_tol=1e-9)
     assert tuple(difference(b, a, paired=False))==(-d.mean, d.se, d.n)
 
 def test_pairing_is_by_seed():
@@ -123,11 +130,16 @@ def test_robust_scores_pair_seeds_and_refuse_first(test_images, monkeypatch):
     dl = test_images(ds)
     s = robust_scores(ds, [rnd, rnd], dl, (.9, .92), repeats=2, seed=3, **QUICK)
     assert s.accuracies['random_any']==evaluate(rnd, dl, repeats=2, seed=3, **QUICK).accuracies
-    assert s.accuracies['syn_hard']==evaluate(ds, dl, protocol=replace(without_augmentation('rded'), temperature=1., labels='hard'), repeats=2, seed=3, **QUICK).accuracies
+    assert s.accuracies['syn_hard']==evaluate(ds, dl, protocol=replace(without_augmentation('rded'), temperature=1.,
+                                                                       labels='hard'), repeats=2, seed=3,
+                                              **QUICK).accuracies
     assert json.loads(json.dumps(s.to_dict()))['ars_se']==s.ars_se
-    monkeypatch.setattr(infoutil.scores, 'evaluate', never)
-    with pytest.raises(InfoUtilError, match='stored labels'): robust_scores(ds, replace(rnd, labels=None), dl, .9, labels='stored', repeats=2, **QUICK)
-    with pytest.raises(InfoUtilError, match='has mean'): robust_scores(ds, replace(rnd, teacher=None, meta={**rnd.meta, 'mean': (.1,)*3}), dl, .9, labels='stored', repeats=2, **QUICK)
+    monkeypatch.setattr(infoutil.robust_scores, 'evaluate', never)
+    with pytest.raises(InfoUtilError, match='stored labels'):
+        robust_scores(ds, replace(rnd, labels=None), dl, .9, labels='stored', repeats=2, **QUICK)
+    with pytest.raises(InfoUtilError, match='has mean'):
+        robust_scores(ds, replace(rnd, teacher=None, meta={**rnd.meta, 'mean': (.1,)*3}), dl, .9, labels='stored',
+                      repeats=2, **QUICK)
 
 # ---- sets with other labels, and parts of sets
 
@@ -137,8 +149,12 @@ def test_relabel_round_trip(tmp_path):
     new = relabel(ds, early, 'epoch_002')
     new.save(tmp_path/'set')
     back = DistilledSet.load(tmp_path/'set', model=toy_model(5))
-    assert back.meta['label_teacher']=='epoch_002' and back.teacher.epoch==2 and torch.equal(back.labels, new.labels) and torch.equal(back.images, ds.images)
-    assert torch.equal(back.labels, patch_labels(early.model, ds.images, 2, MEAN, STD).half()) and back.provenance==ds.provenance
+    assert back.meta['label_teacher']=='epoch_002'
+    assert back.teacher.epoch==2
+    assert torch.equal(back.labels, new.labels)
+    assert torch.equal(back.images, ds.images)
+    assert torch.equal(back.labels, patch_labels(early.model, ds.images, 2, MEAN,
+                                                 STD).half()) and back.provenance==ds.provenance
     assert all(torch.equal(v, before[k]) for k,v in early.model.state_dict().items())
     again = relabel(DistilledSet.load(tmp_path/'set', with_teacher=False), teacher(), 'converged')
     assert torch.equal(again.labels, ds.labels) and {k:v for k,v in again.meta.items() if k!='versions'}==ds.meta
@@ -160,7 +176,8 @@ def test_taken_classes_keep_their_images(order, n, ipc, factor):
     assert part.classes==tuple(NAMES[c] for c in at) and part.meta['taken']==list(at)
     for new,old in enumerate(at): assert torch.equal(part.class_images(new), ds.class_images(old))
     assert torch.equal(part.labels, torch.cat([ds.labels[c*ipc:(c+1)*ipc] for c in at])[:, :, at])
-    assert [p['source'] for p in part.provenance]==[f'{NAMES[c]}/{c*ipc+i}.png' for c in at for i in range(ipc) for _ in range(factor**2)]
+    assert [p['source'] for p in part.provenance]==[f'{NAMES[c]}/{c*ipc+i}.png' for c in at for i in range(ipc)
+                                                    for _ in range(factor**2)]
     assert [(p['image'], p['tile']) for p in part.provenance]==[(i, k) for i in range(n*ipc) for k in range(factor**2)]
     x = part.teacher.normalize(part.images)
     with torch.no_grad(): assert torch.equal(part.teacher.model(x), ds.teacher.model(x)[:, at])
@@ -175,8 +192,8 @@ def test_steps_are_even(n, data):
     assert sum(s)==n and len(s)==steps and max(s)-min(s)<=1 and s==sorted(s, reverse=True) and s[0]>=2
 
 def test_class_orders_are_the_same_everywhere():
-    code = "from infoutil.continual import class_orders; print(class_orders(range(7), 3, seed=5))"
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    code = "from infoutil.continual_learning import class_orders; print(class_orders(range(7), 3, seed=5))"
+    out = ready.run('code', [code]).stdout                         # of a process that hashes text in its own way
     assert eval(out)==class_orders(range(7), 3, seed=5)==class_orders(range(7), 5, seed=3)[2:]
 
 @pytest.mark.parametrize('labels', ['online', 'stored', 'hard'])
@@ -184,27 +201,32 @@ def test_each_step_is_an_evaluation_of_its_classes(labels, test_images):
     ds, quick = a_set(), {**QUICK, 'epochs': 8}                     # enough that seeds differ
     dl = test_images(ds, 100)
     frame = continual(ds, dl, steps=3, orders=[[4, 2, 0, 1, 3]], labels=labels, seed=2, **quick)
-    assert list(frame.seen)==[2, 4, 5] and list(frame.added)==['elk, cat', 'ant, bee', 'dog'] and list(frame.test_images)==[40, 80, 100]
+    assert list(frame.seen)==[2, 4, 5] and list(frame.added)==['elk, cat', 'ant, bee',
+                                                               'dog'] and list(frame.test_images)==[40, 80, 100]
     images, y = dl.dataset.cache, torch.tensor(dl.dataset.split.labels)
-    learn = student_learner(take_classes(ds, [4, 2]), arch='convnet3', labels=labels, epochs=8, seed=2, device='cpu', precision='float32').fit_distilled(False)
+    learn = student_learner(take_classes(ds, [4, 2]), arch='convnet3', labels=labels, epochs=8, seed=2, device='cpu',
+                            precision='float32').fit_distilled(False)
     x = ds.teacher.normalize(torch.cat([images[y==4], images[y==2]]))
     with torch.no_grad(): right = learn.model.eval()(x).argmax(1)==torch.tensor([0]*20+[1]*20)
-    assert frame.accuracy[0]==pytest.approx(float(right.float().mean()), abs=1e-6)
+    assert frame.accuracy[0]==pytest.approx(float(right.float().mean()), abs=1/40+1e-6)      # in other batches one near tie may fall the other way
 
 def test_test_images_of_some_classes(test_images):
     ds = a_set()
     dl = test_images(ds)
     part = _part_of_test(dl, ds, [4, 2], 'cpu').dataset
     y = torch.tensor(dl.dataset.split.labels)
-    assert part.split.labels==(0, 0, 0, 1, 1, 1) and torch.equal(part.cache, dl.dataset.cache[torch.cat([torch.where(y==c)[0] for c in (4, 2)])])
-    assert part.split.files==tuple(dl.dataset.split.files[i] for c in (4, 2) for i in torch.where(y==c)[0]) and part.have.all()
+    assert part.split.labels==(0, 0, 0, 1, 1, 1)
+    assert torch.equal(part.cache, dl.dataset.cache[torch.cat([torch.where(y==c)[0] for c in (4, 2)])])
+    assert part.split.files==tuple(dl.dataset.split.files[i] for c in (4, 2)
+                                   for i in torch.where(y==c)[0]) and part.have.all()
 
 # ---- many students
 
 def test_one_loader_serves_all(test_images):
     ds = a_set()
     dl = test_images(ds)
-    frame = cross_architecture(ds, dl, ['convnet3', 'convnet4'], repeats=2, seed=1, **{k:v for k,v in QUICK.items() if k!='arch'})
+    frame = cross_architecture(ds, dl, ['convnet3', 'convnet4'], repeats=2, seed=1,
+                               **{k:v for k,v in QUICK.items() if k!='arch'})
     want = evaluate(ds, dl, repeats=2, seed=1, **{**QUICK, 'arch': 'convnet4'})
     assert list(frame[frame.arch=='convnet4'].accuracy)==list(want.accuracies) and list(frame.seed)==[1, 2, 1, 2]
     curve = label_teacher_curve(ds, {'b': teacher(1), 'a': teacher()}, dl, repeats=2, **QUICK)
@@ -215,29 +237,34 @@ def test_one_loader_serves_all(test_images):
 @pytest.mark.parametrize('call,match', [
     (lambda ds, dl: cross_architecture(ds, dl, ['convnet3', 'resnet81']), "did you mean 'resnet18'"),
     (lambda ds, dl: cross_architecture(ds, dl, ['convnet3', 'convnet6']), 'larger size'),
-    (lambda ds, dl: label_teacher_curve(ds, [teacher(), replace(teacher(1), size=32)], dl, arch='convnet3'), 'the same size'),
+    (lambda ds, dl: label_teacher_curve(ds, [teacher(), replace(teacher(1), size=32)], dl, arch='convnet3'),
+     'the same size'),
     (lambda ds, dl: label_teacher_curve(ds, [teacher()], dl, labels='hard', arch='convnet3'), 'do not look at'),
-    (lambda ds, dl: evaluate(replace(ds, meta={**ds.meta, 'mean': (.1, .2, .3)}), dl, 'convnet3'), 'same size and scale')])
+    (lambda ds, dl: evaluate(replace(ds, meta={**ds.meta, 'mean': (.1, .2, .3)}), dl, 'convnet3'),
+     'same size and scale')])
 def test_mistakes_cost_no_training(call, match, test_images, monkeypatch):
     ds = a_set()
-    monkeypatch.setattr(infoutil.evaluate, 'student_learner', never)
+    monkeypatch.setattr(infoutil.evaluation, 'student_learner', never)
     with pytest.raises(InfoUtilError, match=match): call(ds, test_images(ds))
 
 def test_best_epoch_stands_beside_the_last(test_images):
     ds = a_set()
     dl = test_images(ds)
     res = evaluate(ds, dl, repeats=2, every=2, **{**QUICK, 'epochs': 5})
-    assert [[e for e,_ in c] for c in res.curves]==[[2, 4]]*2           # the last epoch is measured, and is on no curve of every second
+    # the last epoch is measured, and is on no curve of every second
+    assert [[e for e,_ in c] for c in res.curves]==[[2, 4]]*2
     assert res.best==tuple(max(a, *(v for _,v in c)) for a,c in zip(res.accuracies, res.curves))
-    assert res.accuracies==evaluate(ds, dl, repeats=2, **{**QUICK, 'epochs': 5}).accuracies      # measuring changes nothing
+    # measuring changes nothing
+    assert res.accuracies==evaluate(ds, dl, repeats=2, **{**QUICK, 'epochs': 5}).accuracies
     assert evaluate(ds, dl, repeats=1, every=5, **{**QUICK, 'epochs': 5}).best==()
     old = {k:v for k,v in asdict(res).items() if k not in ('best', 'peak_bytes')}
     assert Result(**old).best==() and len(Result(**old).table())==2
 
 def test_the_last_epoch_may_be_the_best():
-    values = [(1.,), (1., 1., .5), (1.,), (1., 1., .6), (1., 1., .9)]           # training loss, then loss and accuracy where measured: every second and the last
-    c = _Curve(SimpleNamespace(recorder=SimpleNamespace(values=values)), 2)
-    assert c.points==[(2, .5), (4, .6)] and c.best==.9
+    # training loss, then loss and accuracy where measured: every second and the last
+    values = [(1.,), (1., 1., .5), (1.,), (1., 1., .6), (1., 1., .9)]
+    c = _Trained(SimpleNamespace(recorder=SimpleNamespace(values=values)), 2)
+    assert c.points==[(2, .5), (4, .6)] and c.best==c.accuracy==.9
 
 # ---- memory
 
@@ -255,7 +282,7 @@ print(first.kind, *map(rise, (first, outer, second, third)))
 
 def test_a_peak_is_that_of_its_own_block():
     # a process of its own: in one that has run other tests, memory that was given back and is still held serves the next block
-    kind, *rises = subprocess.run([sys.executable, '-W', 'ignore', '-c', PEAKS], capture_output=True, text=True, check=True).stdout.split()
+    kind, *rises = ready.run('code', [PEAKS]).stdout.split()
     if kind!='resident': pytest.skip('no high-water mark that can be set back')
     first, outer, second, third = map(int, rises)
     assert .95<first/200e6<1.15 and second<20e6 and .95<third/100e6<1.2 and .95<outer/200e6<1.15
@@ -267,7 +294,8 @@ def trained(monkeypatch=None, **change):
     import infoutil.student as module
     if monkeypatch is not None:
         for k,v in change.items(): monkeypatch.setattr(module, k, v)
-    learn = student_learner(a_set(3), None, 'convnet3', 'stored', 'rded', 3, bs=4, device='cpu', precision='float32').fit_distilled(False)
+    learn = student_learner(a_set(3), None, 'convnet3', 'stored', 'rded', 3, bs=4, device='cpu',
+                            precision='float32').fit_distilled(False)
     return torch.cat([p.detach().flatten() for p in learn.model.parameters()]), torch.stack(learn.recorder.losses)
 
 def test_the_learner_is_fastais(monkeypatch):
@@ -283,25 +311,35 @@ def test_fused_steps_round_only(monkeypatch):
     slow = lambda opt: lambda params, fused, **kw: opt(params, fused=False, foreach=False, **kw)
     ours = trained()
     plain = trained(monkeypatch, OPTIMIZERS={k: slow(v) for k,v in module.OPTIMIZERS.items()})
-    torch.testing.assert_close(ours[0], plain[0], atol=2e-4, rtol=1e-3); torch.testing.assert_close(ours[1], plain[1], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(ours[0], plain[0], atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(ours[1], plain[1], atol=1e-6, rtol=1e-4)
 
 def test_callbacks_that_come_late_are_asked():
     "A callback that is added for one call, or gets a method afterwards, is asked from then on"
     from fastai.callback.core import Callback
-    told, learn = [], student_learner(a_set(), None, 'convnet3', 'hard', epochs=1, bs=5, device='cpu', precision='float32')
+    told, learn = [], student_learner(a_set(), None, 'convnet3', 'hard', epochs=1, bs=5, device='cpu',
+                                      precision='float32')
     class Late(Callback):
         def after_step(self): told.append('step')
-    learn.fit_distilled(False); learn.add_cb(Late()); learn.fit_distilled(False); learn.remove_cb(Late)
+    learn.fit_distilled(False)
+    learn.add_cb(Late())
+    learn.fit_distilled(False)
+    learn.remove_cb(Late)
     learn.fit_distilled(False)
     own = Callback(after_backward=lambda self: told.append('own'))
-    learn('after_backward'); learn.add_cb(own); learn('after_backward'); learn.remove_cb(own); learn('after_backward')
+    learn('after_backward')
+    learn.add_cb(own)
+    learn('after_backward')
+    learn.remove_cb(own)
+    learn('after_backward')
     assert told==['step']*2+['own']
 
 def out_of_room(learn, most, training):
     "Make the network refuse more than `most` images, as a full GPU would"
     real, seen = learn.model.forward, []
     def forward(x):
-        if learn.model.training==training and len(x)>most: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        if learn.model.training==training and len(x)>most:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
         if learn.model.training==training: seen.append(len(x))
         return real(x)
     learn.model.forward = forward
@@ -309,17 +347,24 @@ def out_of_room(learn, most, training):
 
 def test_validation_halves_its_batches(test_images):
     "The same accuracy from batches that fit; no autocast stays open; with no room at all an error says so"
-    ds = a_set(); dl = test_images(ds, 15)
+    ds = a_set()
+    dl = test_images(ds, 15)
     make = lambda: student_learner(ds, dl, 'convnet3', 'hard', epochs=1, device='cpu', precision='bfloat16')
     want = make().fit_distilled(False).recorder.final_record[-1]
-    learn = make(); seen = out_of_room(learn, 4, False); learn.fit_distilled(False)
-    assert seen==[3]*5 and dl.bs==3 and learn.recorder.final_record[-1]==pytest.approx(want) and not torch.is_autocast_enabled('cpu')
-    learn = make(); out_of_room(learn, 0, False)
+    learn = make()
+    seen = out_of_room(learn, 4, False)
+    learn.fit_distilled(False)
+    assert seen==[3]*5
+    assert dl.bs==3
+    assert learn.recorder.final_record[-1]==pytest.approx(want, abs=1/15+1e-6)   # one image: its two highest logits may be equal to the few digits of bfloat16
+    assert not torch.is_autocast_enabled('cpu')
+    learn = make()
+    out_of_room(learn, 0, False)
     with pytest.raises(BudgetError, match='1 image at a time; .*; free memory'): learn.fit_distilled(False)
 
 @pytest.mark.parametrize('error', [torch.OutOfMemoryError, RuntimeError, KeyboardInterrupt])
 def test_autocast_is_closed_whatever_ends_a_batch(error):
-    "Or all that follows in the process would be computed in bfloat16: the next student of the seed would be another one"
+    "Or all that follows in the process would be computed in bfloat16, and the next student would be another one"
     make = lambda: student_learner(a_set(), None, 'convnet3', 'hard', epochs=1, device='cpu', precision='float32')
     want = make().fit_distilled(False).model.state_dict()
     def stop(x): raise error('CUDA out of memory' if error is torch.OutOfMemoryError else 'stop')

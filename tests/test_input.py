@@ -6,8 +6,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 import input_cases as ic
-from infoutil.core import DataError, InfoUtilError
-from infoutil.data import find_broken, load_folder, read_image, warn_duplicates
+from infoutil.basics import DataError, InfoUtilError
+from infoutil.data import load_folder
+from infoutil.engine.seen_images import warn_duplicates
+from infoutil.images import read_image
 
 CASES = 400     # of the fixed sample
 total = sum(w for w,_ in ic.KINDS.values())
@@ -127,10 +129,10 @@ def test_duplicates_are_warned_of(tmp_path):
     with pytest.warns(UserWarning, match=r'1 of 2 valid images are training images too.*test/a/0.png and train/a/0.png'): assert warn_duplicates(load_folder(tmp_path))==dict(valid=1)
 
 def test_no_more_than_is_needed_is_read(tmp_path, monkeypatch):
-    import infoutil.data as data
+    from infoutil import data, images
     for c in 'ab': (tmp_path/c).mkdir(); [(tmp_path/c/f'{i:02}.png').write_bytes(ic.PNG if i%3 else b'') for i in range(30)]
-    d, read, real = load_folder(tmp_path), [], data.read_image
-    monkeypatch.setattr(data, 'read_image', lambda p, s: read.append(os.path.relpath(p, tmp_path)) or real(p, s))
+    d, read, real = load_folder(tmp_path), [], images.read_image
+    monkeypatch.setattr(images, 'read_image', lambda p, s: read.append(os.path.relpath(p, tmp_path)) or real(p, s))
     files, bad = data.draw_readable(d, 1, 7)
     order = data.draw_candidates(d, 1, 99)
     assert len(files)==7 and sorted(read)==sorted((*files, *bad)) and set(read)==set(order[:len(read)])

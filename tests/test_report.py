@@ -4,8 +4,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 import matplotlib.pyplot as plt, nbformat, pandas as pd, pytest
 import infoutil.report as R
-from infoutil.core import InfoUtilError, OutputError
-from infoutil.report import *
+from infoutil.basics import InfoUtilError, OutputError
+from infoutil.fixtures.toy_comparison import toy_comparison
+from infoutil.published import beside_published, PUBLISHED, published
+from infoutil.plots import read_sets
+from infoutil.report import make_report
+from infoutil.results import accuracy_table, cost_table, difference_table, headline, read_results
 
 root = Path(__file__).parents[1]
 
@@ -66,7 +70,7 @@ def named(r):
 
 KINDS = dict(
     usual        = (dict(), None, None, ['clearly above random', 'Points above RDED', 'no figures for this data', 'attribution maps with the window']),
-    one_cell     = (dict(methods=('random',), ipcs=(1,), labels=('hard',), seeds=1, sets=False), None, None, ['There is one method', 'Every recipe here has 1 image per class', 'same labels: hard', '(n=1)', 'no set of 1 images']),
+    one_cell     = (dict(methods=('random',), ipcs=(1,), labels=('hard',), seeds=1, sets=False), None, None, ['There is one method', 'Every recipe here has 1 image per class', 'same labels: hard', '(n=1)', 'no set of 1 image per class']),
     one_ipc      = (dict(ipcs=(3,), labels=('online',), teachers=('converged',)), None, None, ['Every recipe here has 3 images per class', 'same labels: online']),
     two_seeds    = (dict(seeds=2, sets=False), None, None, ['too few seeds to tell from random', '(n=2)']),
     own_method   = (dict(ipcs=(1, 2)), named, None, ['my_method']),
@@ -154,6 +158,11 @@ def test_page_is_sound_and_stands_alone(made):
     assert 'url(' not in style and '@import' not in style
     assert str(made) not in text and 'Traceback' not in text
 
+def test_the_package_carries_the_template():
+    "The page of the template is the one that is read and tried; `make export` copies it"
+    source, carried = root/'nbs'/'templates'/'report.ipynb', root/'infoutil'/'templates'/'report.ipynb'
+    assert source.read_bytes()==carried.read_bytes()
+
 def test_notebook_can_be_opened_and_made_again(made):
     nb = nbformat.read(made/'report.ipynb', 4)
     nbformat.validate(nb)
@@ -195,7 +204,7 @@ def test_a_failing_cell_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(R, '_fresh_notebook', lambda: nb)
     with pytest.raises(InfoUtilError, match='stopped with ValueError: two lines; .*nothing was written') as e: make_report(d)
     assert '\n' not in str(e.value)
-    assert sorted(p.name for p in d.iterdir())==['compare.json', 'results.jsonl']
+    assert sorted(p.name for p in d.iterdir() if p.name!='.infoutil')==['compare.json', 'results.jsonl']
 
 def test_an_interrupted_write_leaves_the_old_page(made, tmp_path, monkeypatch):
     monkeypatch.setattr(R, '_execute', lambda nb, folder: nb)

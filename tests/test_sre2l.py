@@ -2,11 +2,12 @@
 from copy import deepcopy
 import pytest, torch, torch.nn.functional as F
 from torch import nn
-from infoutil.core import *
+from infoutil.basics import *
 from infoutil.models import ConvNet, get_model
-from infoutil.sre2l import bn_layers, bn_loss, feature_stats, recover, sre2l_batches, sre2l_images, sre2l_provenance, view_batch, watch_bn
-from infoutil.store import DistilledSet
-from infoutil.teacher import Teacher, predict
+from infoutil.sre2l import (
+    bn_layers, bn_loss, feature_stats, recover, sre2l_batches, sre2l_images, sre2l_provenance, view_batch, watch_bn)
+from infoutil.distilled_set import DistilledSet
+from infoutil.teacher import predict, Teacher
 
 def made(model, n=10, size=32): return Teacher(model.eval(), 'custom', tuple(map(str, range(n))), size, (.5, .45, .4), (.25, .25, .3))
 
