@@ -50,7 +50,8 @@ class Regime:
         device='cpu',           # Where the student is trained
     ):                          # A callable (x, views, ids, y, temperature) -> probabilities (n, classes)
         "Who labels the views of a student; refused where the set lacks what it needs"
-        raise NotImplementedError
+        raise InfoUtilError(f"{type(self).__name__} came without a labeller; a way to label that has one is accepted; "
+                            "define labeller(ds, precision, device)")
     def key(self, ds, protocol, epochs, bs, arch, seed):
         "What the views of a run are drawn from"
         return view_key(ds, protocol, epochs, _batch_size(ds, protocol, arch, bs), seed)
