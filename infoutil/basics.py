@@ -7,10 +7,11 @@ Docs: https://infoutil.github.io/infoutil/basics.html.md"""
 # %% auto #0
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice', 'shown',
            'check_batch', 'check_labels', 'check_eval', 'check_logits', 'seed_from', 'rng', 'seeded', 'device_of',
-           'default_device', 'fast_bfloat16', 'autocast']
+           'default_device', 'fast_bfloat16', 'autocast', 'later']
 
 # %% ../nbs/00_basics.ipynb #5b2724b0
 import re, random, hashlib, difflib
+from importlib import import_module
 from contextlib import contextmanager, nullcontext
 import numpy as np, torch
 from torch import nn, Tensor
@@ -161,3 +162,11 @@ def autocast(
     device = torch.device(device)
     on = precision=='bfloat16' or (precision=='auto' and fast_bfloat16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16) if on else nullcontext()
+
+# %% ../nbs/00_basics.ipynb #1a7e0002
+def later(
+    chapter:str,   # Module of this library: `'files'`
+    name:str,      # What it defines: `'save_set'`
+):                 # That
+    "Something of a later chapter"
+    return getattr(import_module(f'infoutil.{chapter}'), name)

@@ -10,7 +10,7 @@ __all__ = ['HubError', 'hub_id', 'need_library', 'fetch_set', 'push_to_hub']
 # %% ../nbs/24_hub.ipynb #9ca10df5
 from .basics import *
 from .distilled_set import DistilledSet
-from .files import HUB, read_file, read_manifest, read_sealed, READERS, StoreError
+from .files import HUB, read_file, read_manifest, read_sealed, StoreError
 import os, re, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -61,8 +61,6 @@ def fetch_set(
         with suppress(hub.errors.RemoteEntryNotFoundError):               # a set may be without its clock
             get('run.json', revision=root.name)
     return root
-
-READERS['hub'] = fetch_set     # how `DistilledSet.load` follows a name with `hf://`
 
 # %% ../nbs/24_hub.ipynb #2d8addf1
 _SAID = dict(

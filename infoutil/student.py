@@ -8,7 +8,7 @@ Docs: https://infoutil.github.io/infoutil/student.html.md"""
 __all__ = ['REGIMES', 'LABELS', 'OPTIMIZERS', 'PROTOCOLS', 'Regime', 'regime', 'Online', 'Stored', 'ViewsOfARun', 'Hard',
            'view_key', 'Protocol', 'unlike_rded', 'student_learner', 'lr_for', 'batch_size_for', 'half_cosine',
            'recipe', 'student_arch', 'matrices', 'SoftLoss', 'DistilledLoader', 'EpochBar', 'DistillCallback',
-           'StudentLearner']
+           'StudentLearner', 'with_view_labels']
 
 # %% ../nbs/28_student.ipynb #61670f90
 from .basics import *
@@ -231,20 +231,11 @@ def student_learner(
 
 # %% ../nbs/28_student.ipynb #93b7ec40
 @patch
-@delegates(student_learner)
-def learner(self:DistilledSet,
-    valid=None,   # fastai DataLoader of real, normalized images; None: the learner cannot validate
-    **kwargs
-)->Learner:       # Call `fit_distilled` on it
-    "A student's `Learner` on this set, see `student_learner`"
-    return student_learner(self, valid, **kwargs)
-
-@patch
 def fit_distilled(self:Learner,
     show_progress:bool=True,   # One bar over the epochs
 )->Learner:                    # The learner, trained
     "Train by the protocol that `student_learner` was given"
-    cb = next((c for c in self.cbs if isinstance(c, DistillCallback)), None)
+    cb = next((c for c in self.cbs if 'protocol' in vars(c)), None)
     if cb is None:
         raise InfoUtilError("this learner has no distilled set; one made by student_learner is accepted; use fit for "
                             "ordinary data")
@@ -486,8 +477,8 @@ def _room_for(bs):
                           f"Protocol(bs={max(bs//2, 1)})") from e
 
 # %% ../nbs/28_student.ipynb #c748b6db
-@patch
-def with_view_labels(self:DistilledSet,
+def with_view_labels(
+    ds:DistilledSet,           # A set with its label teacher
     protocol='rded',           # A name in `PROTOCOLS`, or a `Protocol`; students follow it in all that concerns views
     arch:str=None,             # Student that the batch size is for, see `batch_size_for`; None: what judged the set
     epochs:int=None,           # 1 or more; students may train for as many or fewer; None: the protocol's
@@ -502,7 +493,7 @@ def with_view_labels(self:DistilledSet,
     "A copy of the set with its teacher's answer to every view of a run; costs the online labels of one student"
     p, _, epochs = recipe(protocol, 'views', epochs)
     _check_numbers(None, bs, None)
-    model = _label_model(self, torch.device(device) if device else default_device(), 'view')
-    key = view_key(self, p, epochs, _batch_size(self, p, arch or _judge(self) or '', bs), seed)
-    return replace(self, views=view_labels(model, self.images, key, self.mean, self.std, p.temperature, top_k, bits,
+    model = _label_model(ds, torch.device(device) if device else default_device(), 'view')
+    key = view_key(ds, p, epochs, _batch_size(ds, p, arch or _judge(ds) or '', bs), seed)
+    return replace(ds, views=view_labels(model, ds.images, key, ds.mean, ds.std, p.temperature, top_k, bits,
                                            precision, show_progress))

@@ -14,7 +14,6 @@ from .engine.fast_copies import fast_copy
 from .labels import soften, teacher_logits
 from .views import apply_views, draw_views, Views
 from .distilled_set import pixels_digest
-from .files import READERS
 import hashlib, json, math
 from dataclasses import dataclass, asdict, fields
 from functools import partial
@@ -277,8 +276,6 @@ def restore(cls:ViewLabels,
         raise InfoUtilError(f"view labels came with tensors {sorted(tensors)}; logits, and index and rest where some "
                             "were left out, are accepted; use the file that was written")
     return cls(**{**recipe, 'key': ViewKey(**recipe['key'])}, **tensors)
-
-READERS['views'] = ViewLabels.restore     # how a set's directory gives them back
 
 # %% ../nbs/27_view_labels.ipynb #2e712cd6
 def view_labels(

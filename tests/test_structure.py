@@ -73,6 +73,15 @@ def test_no_private_name_crosses_a_module():
     assert not odd, odd
 
 @pytest.mark.parametrize('p', NBS, ids=names(NBS))
+def test_a_page_patches_its_own_classes(p):
+    "nbdev-test runs many pages in one process: a method that a page gives to another page's class would stay there, with that page's errors and tables. fastai's `Learner` is the exception."
+    tree = [n for s in code(p) for n in ast.walk(parsed(s))]
+    own = {n.name for n in tree if isinstance(n, ast.ClassDef)}|{'Learner'}
+    patched = [n for n in tree if isinstance(n, ast.FunctionDef) and any('patch' in ast.unparse(d).split('(')[0].split('.') for d in n.decorator_list)]
+    odd = [f'{n.args.args[0].annotation.id}.{n.name}' for n in patched if n.args.args[0].annotation.id not in own]
+    assert not odd, odd
+
+@pytest.mark.parametrize('p', NBS, ids=names(NBS))
 def test_code_is_as_wide_as_a_page(p):
     long = [l for s in code(p) for l in s.splitlines() if len(l)>WIDTH]
     assert not long, long[:3]
