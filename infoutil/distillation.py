@@ -129,7 +129,6 @@ def _digest(about, *tensors):
     for t in tensors: h.update(t.contiguous().numpy())
     return h.hexdigest()
 
-# %% ../nbs/22_distillation.ipynb #cefbdb2e
 @patch
 def maps(self:Job, cands):
     "Attribution maps of candidates, found in the cache where an earlier run left them"
@@ -380,7 +379,6 @@ def check_supply(
                           f"needed ({m.ipc} images of {m.factor**2} tiles); {most} or fewer are accepted; "
                           "add images, raise candidates (--candidates), or lower ipc (--ipc) or factor (--factor)")
 
-# %% ../nbs/22_distillation.ipynb #f4b37ae1
 def _files_of(data, m, on_error, workers):
     "The candidates of every class, and why others were left out"
     readable = lambda c: draw_readable(data, c, m.candidates, m.seed, workers)

@@ -236,6 +236,8 @@ def _about_teacher(t, file=None):
                 sha256=sha256(file) if file else t.sha256)
 
 # %% ../nbs/23_files.ipynb #ca1147ed
+HUB = 'hf://'   # what the name of a set on the Hugging Face hub begins with, see `hub`
+
 def load_set(
     path,                    # A directory written by `save`, or the text 'hf://owner/name', see `hub.fetch_set`
     device='cpu',            # Where the label teacher goes
@@ -258,33 +260,6 @@ def load_set(
     try: return DistilledSet(torch.stack(images), y, classes, labels, teacher, meta, origin, views)
     except StoreError: raise
     except InfoUtilError as e: raise StoreError(f"the parts of {root} do not fit together: {e}") from e
-
-# %% ../nbs/23_files.ipynb #211e87f3
-HUB = 'hf://'   # what the name of a set on the Hugging Face hub begins with
-
-# %% ../nbs/23_files.ipynb #75562fbc
-def read_manifest(
-    root:Path,   # The directory of a set
-)->dict:         # The manifest, its seal, classes and list of files checked
-    "The manifest of a distilled set"
-    if not root.is_dir():
-        raise StoreError(f"{root} is no directory; one written by DistilledSet.save or `infoutil distill` is "
-                         "accepted; check the path, or download the set first (hf://owner/name loads one from the "
-                         "Hugging Face hub)")
-    if not (root/'infoutil.json').exists():
-        raise StoreError(f"{root} holds no infoutil.json; a directory written by DistilledSet.save or `infoutil "
-                         "distill` is accepted; check the path")
-    m, f = read_sealed(root, 'infoutil.json', _check_schema), root/'infoutil.json'
-    types = dict(classes=list, files=dict, ipc=int, size=int, factor=int, mean=list, std=list)
-    if lost:=[k for k,t in types.items() if not isinstance(m.get(k), t) or isinstance(m[k], bool)]:
-        raise StoreError(f"{f} lacks {', '.join(lost)} or has something else there; a manifest of schema "
-                         f"{m['schema']} is accepted; {AGAIN}")
-    for c,k in enumerate(m['classes']):
-        if _is_class(c, k): continue
-        raise StoreError(f"{f} has {k!r} as class {c}; an index, a name and a folder such as {c:05d}_name are "
-                         "accepted; do not use this set")
-    _check_files(root, m)
-    return m
 
 # %% ../nbs/23_files.ipynb #471e50d5
 def _check_schema(m, f):
@@ -315,6 +290,30 @@ def _check_files(root, m):
     if extra:=sorted({p.relative_to(root).as_posix() for p in there}-want):
         raise StoreError(f"{root/extra[0]} was not written with the set, and image loaders would read it; the listed "
                          "images are accepted; remove it")
+
+# %% ../nbs/23_files.ipynb #75562fbc
+def read_manifest(
+    root:Path,   # The directory of a set
+)->dict:         # The manifest, its seal, classes and list of files checked
+    "The manifest of a distilled set"
+    if not root.is_dir():
+        raise StoreError(f"{root} is no directory; one written by DistilledSet.save or `infoutil distill` is "
+                         "accepted; check the path, or download the set first (hf://owner/name loads one from the "
+                         "Hugging Face hub)")
+    if not (root/'infoutil.json').exists():
+        raise StoreError(f"{root} holds no infoutil.json; a directory written by DistilledSet.save or `infoutil "
+                         "distill` is accepted; check the path")
+    m, f = read_sealed(root, 'infoutil.json', _check_schema), root/'infoutil.json'
+    types = dict(classes=list, files=dict, ipc=int, size=int, factor=int, mean=list, std=list)
+    if lost:=[k for k,t in types.items() if not isinstance(m.get(k), t) or isinstance(m[k], bool)]:
+        raise StoreError(f"{f} lacks {', '.join(lost)} or has something else there; a manifest of schema "
+                         f"{m['schema']} is accepted; {AGAIN}")
+    for c,k in enumerate(m['classes']):
+        if _is_class(c, k): continue
+        raise StoreError(f"{f} has {k!r} as class {c}; an index, a name and a folder such as {c:05d}_name are "
+                         "accepted; do not use this set")
+    _check_files(root, m)
+    return m
 
 # %% ../nbs/23_files.ipynb #92722ab0
 def _decode(raw, size, f):

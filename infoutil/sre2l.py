@@ -133,10 +133,9 @@ def _check_settings(**kw):
                                 f"{dict(iterations=1000, shift=4)[k]} is the original's for 32 px")
     for k,usual in (('lr', 0.25), ('bn_weight', 0.01), ('first_bn', 10), ('min_scale', 0.08)):
         v = kw[k]
-        if not isinstance(v, (int, float)) or not (0<=v<math.inf) or (v==0
-                                                                      and k in ('lr', 'min_scale')) or (k=='min_scale'
-                                                                         and v>1):
-            known = dict(lr='a finite number above 0', min_scale='above 0 and up to 1')
+        known = dict(lr='a finite number above 0', min_scale='above 0 and up to 1')
+        fits = isinstance(v, (int, float)) and 0<=v<math.inf and (v>0 or k not in known)
+        if not fits or (k=='min_scale' and v>1):
             accepted = known.get(k, 'a finite number from 0 up')
             raise InfoUtilError(f"{k} came as {v!r}; {accepted} is accepted; {usual} is the original's")
 
