@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np, pytest
 import ready
 BENCH = Path(__file__).resolve().parent.parent/'benchmarks'
-FEWER = {'student': ('--rounds', 1), 'growth': ('--only', 'candidates', 'classes', 'imagenet')}       # so that it takes seconds; all of it is tried by make test-long
 SHARED = {'common', 'networks'}                                   # imported by the others; they measure nothing
 ERRORS = {'estimators', 'budget', 'priors'}                       # they measure errors and accuracies, not time
 NAMES = sorted(f.stem for f in BENCH.glob('*.py') if f.stem not in SHARED|ERRORS)
@@ -26,10 +25,11 @@ def faults(rows):
 
 def test_there_are_benchmarks(): assert {'growth', 'whole'}<=set(NAMES)
 
-@pytest.mark.parametrize('name,args', [*((n, FEWER.get(n, ())) for n in NAMES), *(pytest.param(n, (), marks=pytest.mark.slow) for n in NAMES if n in FEWER)])
-def test_quick_form(name, args, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NAMES)
+def test_quick_form(name, tmp_path):
     out = tmp_path/f'{name}.json'
-    res = quick(name, out, *args)
+    res = quick(name, out)
     assert res.returncode==0, res.stderr[-2000:]
     got = json.loads(out.read_text())
     assert got['name']==name and got['schema']==1 and got['machine']['threads']==1
@@ -46,12 +46,22 @@ def table(tmp_path_factory):
     for i in range(2): np.savez(d/f'{i:03}.npz', logit=v+i, probability=1/(1+np.exp(-v-i)), label=0, source='made')
     return d
 
+HELP = '''
+import contextlib, runpy, sys
+sys.path.insert(0, '{0}')
+for name in {1}:
+    sys.argv = [name+'.py', '--help']
+    with contextlib.suppress(SystemExit): runpy.run_path('{0}/'+sys.argv[0], run_name='__main__')
+'''
+
 def test_every_benchmark_starts():
     "All that they import is there, and they explain themselves"
-    for f in sorted(BENCH.glob('*.py')):
-        if f.stem!='common': assert 'usage: ' in (res := ready.run('path', [f, '--help'])).stdout, (f.name, res.stderr[-2000:])
+    names = sorted(f.stem for f in BENCH.glob('*.py') if f.stem!='common')
+    res = ready.run('code', [HELP.format(BENCH, names)], 300)
+    assert res.returncode==0 and res.stdout.count('usage: ')==len(names), res.stderr[-2000:]
 
-@pytest.mark.parametrize('name', ['estimators', 'priors', pytest.param('budget', marks=pytest.mark.slow)])      # the last one trains a teacher and students
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['estimators', 'priors', 'budget'])
 def test_quick_form_of_errors(name, table, tmp_path):
     out = tmp_path/f'{name}.json'
     res = quick(name, out, *(['digits', '--demo'] if name=='budget' else [table]))

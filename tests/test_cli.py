@@ -474,6 +474,7 @@ for argv in {commands}:
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=user_env())
     assert done.returncode==0, done.stderr
 
+@pytest.mark.slow
 def test_a_process_says_one_sentence(tmp_path):
     r = subprocess.run([sys.executable, '-m', 'infoutil', 'show', str(tmp_path/'nowhere')], capture_output=True, text=True, env=user_env(), cwd=tmp_path)
     assert r.returncode==1 and r.stdout==''

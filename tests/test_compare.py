@@ -19,7 +19,7 @@ import ready
 @pytest.fixture(scope='session')
 def world(few, tmp_path_factory):
     d, data = tmp_path_factory.mktemp('compare'), load_folder(few)
-    train_teacher(data, d/'teacher', 'convnet3', 32, epochs=4, early_epoch=1, checkpoints=(1, 2), bs=16, show_progress=False, device='cpu')
+    train_teacher(data, d/'teacher', 'convnet3_32', 32, epochs=4, early_epoch=1, checkpoints=(1, 2), bs=16, show_progress=False, device='cpu')
     return dict(dir=d, data=data, folder=str(few), teacher=str(d/'teacher'))
 
 small = dict(ipc=[1], epochs=1, candidates=6, repeats=1, show_progress=False, device='cpu')
@@ -41,15 +41,20 @@ def test_every_table_is_one_call(world):
         g = paper_grid(n)
         assert all(parse_method(m) for m in g['methods']) and any(parse_method(m).base=='random' for m in g['methods'])
 
+def dark(cands, n, teacher, cfg):
+    m, s = len(cands), cands.images.shape[-1]
+    return top_crops(Crops(cands.files, torch.tensor([0, 0, s, s]).repeat(m, 1), cands.images.float().mean((1, 2, 3)), label=cands.label), n, 'lowest')
+
 def test_workers_find_what_one_process_finds(world, tmp_path):
-    kw = dict(methods=['rded', 'infoutil'], labels=['online', 'stored', 'hard'], repeats=2, budget=32, **{k:v for k,v in small.items() if k!='repeats'})
+    "Ours and a function of one's own, which stays in this process"
+    kw = dict(methods=[dark, 'infoutil'], labels=['online', 'stored', 'hard'], repeats=2, budget=32, **{k:v for k,v in small.items() if k!='repeats'})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                  # workers have one each
     try: one = compare(world['data'], world['teacher'], tmp_path/'one', **kw)
     finally: torch.set_num_threads(threads)
     two = compare(world['data'], world['teacher'], tmp_path/'two', jobs=2, **kw)
     key = lambda t: t.sort_values(['method', 'labels', 'seed'])[['method', 'labels', 'seed', 'accuracy']].values.tolist()
-    assert key(one)==key(two) and len(one)==3*3*2
+    assert key(one)==key(two) and len(one)==3*3*2 and set(one.method)=={'random', 'dark', 'infoutil'}
 
 def test_killed_and_started_again(world, tmp_path):
     "SIGKILL between two students: what is finished stays, is not repeated, and the rest comes out as in an undisturbed run"
@@ -93,14 +98,10 @@ def test_one_set_repeats_the_student_alone(world, tmp_path):
     assert compare(world['data'], world['teacher'], tmp_path/'a', one_set=True, **kw)['set'].nunique()==1
     assert compare(world['data'], world['teacher'], tmp_path/'b', **kw)['set'].nunique()==2
 
-def test_a_function_of_ones_own_beside_ours(world, tmp_path):
-    def dark(cands, n, teacher, cfg):
-        m, s = len(cands), cands.images.shape[-1]
-        return top_crops(Crops(cands.files, torch.tensor([0, 0, s, s]).repeat(m, 1), cands.images.float().mean((1, 2, 3)), label=cands.label), n, 'lowest')
-    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=[dark, 'rded'], jobs=2, **small)
-    assert set(frame.method)=={'random', 'dark', 'rded'}
-    def dark(cands, n, teacher, cfg): return top_crops(Crops((), torch.zeros(0, 4), torch.zeros(0)), n)
-    with pytest.raises(OutputError, match='methods: dark: function was'): compare(world['data'], world['teacher'], tmp_path/'c', methods=[dark, 'rded'], **small)     # another function under the name
+def test_another_function_under_the_same_name_is_another_grid(world, tmp_path):
+    compare(world['data'], world['teacher'], tmp_path/'c', methods=[dark], **small)
+    def other(cands, n, teacher, cfg): return top_crops(Crops((), torch.zeros(0, 4), torch.zeros(0)), n)
+    with pytest.raises(OutputError, match='methods: dark: function was'): compare(world['data'], world['teacher'], tmp_path/'c', methods={'dark': other}, **small)
 
 def test_two_runs_in_one_directory(world, tmp_path):
     fcntl = pytest.importorskip('fcntl')

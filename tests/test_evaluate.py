@@ -270,7 +270,7 @@ def test_the_last_epoch_may_be_the_best():
 
 PEAKS = """
 import torch
-from infoutil.measure import measure
+from infoutil.engine.measure import measure
 rise = lambda s: s.peak_bytes-s.before_bytes
 with measure('cpu') as first: a = torch.ones(50_000_000); del a
 with measure('cpu') as outer:

@@ -93,6 +93,7 @@ def test_files_that_begin_with_a_dot_are_nobodys(odd, tmp_path):
     about = json.loads((put(path, tmp_path/'w', 'webdataset')/'export.json').read_text())
     assert not [f for f in about['files'] if Path(f).name[0]=='.']
 
+@pytest.mark.slow
 def test_methods_come_with_the_class():
     "Whoever imports the class alone has what later chapters give it, and labels of views are read"
     code = ("from infoutil.distilled_set import DistilledSet; import sys; "

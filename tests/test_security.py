@@ -214,6 +214,7 @@ def test_a_path_is_never_looked_up_on_the_hub(name, offline, tmp_path, monkeypat
     with pytest.raises(StoreError, match='is no directory'): DistilledSet.load(name)
     with pytest.raises(InfoUtilError): load_teacher(name)
 
+@pytest.mark.slow
 def test_importing_and_distilling_open_no_connection(tmp_path):
     "In a process of its own, in which an attempt ends the run"
     code = f'''

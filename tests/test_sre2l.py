@@ -79,7 +79,7 @@ def course(t, **kw):
 
 def right(t, x): return float((predict(t.model, t.normalize(t.denormalize(x)), precision='float32').argmax(1)==torch.arange(10)).float().mean())
 
-@pytest.mark.parametrize('arch,iterations', [(lambda: ConvNet(10, 3, 16, 32), 60), ('convnet3', 30), ('resnet18', 10)])
+@pytest.mark.parametrize('arch,iterations', [(lambda: ConvNet(10, 3, 16, 32), 60), ('convnet3', 30), pytest.param('resnet18', 10, marks=pytest.mark.slow)])
 def test_the_loss_falls(arch, iterations):
     t = settled(arch)
     seen, end = course(t, iterations=iterations, precision='float32')
@@ -88,7 +88,7 @@ def test_the_loss_falls(arch, iterations):
     lo, hi = [((v-torch.tensor(t.mean))/torch.tensor(t.std)).view(3, 1, 1) for v in (0., 1.)]
     assert (end>=lo-1e-5).all() and (end<=hi+1e-5).all()
 
-@pytest.mark.parametrize('arch,iterations,least', [(lambda: ConvNet(10, 3, 16, 32), 60, .9), ('convnet3', 30, .9), ('resnet18', 10, .5)])   # chance: .1
+@pytest.mark.parametrize('arch,iterations,least', [(lambda: ConvNet(10, 3, 16, 32), 60, .9), ('convnet3', 30, .9), pytest.param('resnet18', 10, .5, marks=pytest.mark.slow)])   # chance: .1
 def test_images_are_recognised_and_their_noise_is_not(arch, iterations, least):
     t = settled(arch)                                       # random weights: a small weight of the statistics, which dwarf the classes otherwise
     end = course(t, iterations=iterations, precision='float32', bn_weight=1e-4)[1]

@@ -149,10 +149,11 @@ def test_the_noise_of_another_machine_changes_no_choice(world, kw):
 
 # -- many processes
 
-@pytest.mark.parametrize('n', [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)])
-def test_processes_change_no_byte(world, tmp_path, n):
+@pytest.mark.parametrize('n, launch', [(3, lambda args, n: finish(start(args, n))), *(pytest.param(n, torchrun, marks=pytest.mark.slow) for n in (2, 16))], ids=['3', 'torchrun 2', 'torchrun 16'])
+def test_processes_change_no_byte(world, tmp_path, n, launch):
+    "The page on many processes shows two that torchrun starts"
     assert main(command(world, tmp_path/'one'))==0
-    code, text = torchrun(command(world, tmp_path/'many'), n)
+    code, text = launch(command(world, tmp_path/'many'), n)
     assert code==0, text
     assert tree(tmp_path/'one')==tree(tmp_path/'many') and not (tmp_path/'many.run').exists()
 
@@ -241,6 +242,7 @@ def duration(world, tmp_path):
     assert code==0, text
     return time.time()-t0, tree(tmp_path/'want')
 
+@pytest.mark.slow
 def test_killed_when_a_class_is_finished_and_at_a_random_moment(world, tmp_path):
     seconds, want = duration(world, tmp_path)
     p, end = start(command(world, tmp_path/'out')), time.time()+120
@@ -365,6 +367,7 @@ def test_an_error_of_the_disk_names_the_output(tmp_path):
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()!=0, reason='only root may mount a small disk')
+@pytest.mark.slow
 def test_a_disk_that_really_fills_up(world, tmp_path):
     disk = tmp_path/'disk'; disk.mkdir()
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=60k', 'tmpfs', str(disk)], capture_output=True).returncode: pytest.skip('this machine lets nobody mount')
@@ -433,6 +436,7 @@ def peak(n, classes, size=16, hold=-1):
 
 on_linux = pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='the peak is read from Linux')
 
+@pytest.mark.slow
 def test_no_more_than_a_few_blocks_of_images_are_held(world, monkeypatch):
     import infoutil.distillation as distillation, infoutil.engine.class_runs as class_runs
     monkeypatch.setattr(class_runs, 'BLOCK', 4); monkeypatch.setattr(class_runs, 'HELD', 0)       # what a class may hold until its crops are cut set aside
@@ -464,6 +468,7 @@ def test_memory_at_2000_8000_and_32000_images(world):
     print(f'\nMiB by candidates of 2 classes: {peaks}; of 1,000 classes: {wide}')
     assert peaks[32000]-peaks[2000]<40 and wide[18000]-wide[6000]<40, (peaks, wide)
 
+@pytest.mark.slow
 def test_copies_across_the_parts_are_counted(few, tmp_path):
     folder = shutil.copytree(few, tmp_path/'digits')
     for p in sorted((folder/'train'/'1').iterdir())[:3]: shutil.copy(p, folder/'test'/'1'/f'copy_{p.name}')
