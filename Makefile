@@ -38,7 +38,7 @@ notebooks: $(READY)
 	cd nbs && $(ENV) nbdev-test --n-workers 2 --timing
 
 pytest: $(READY)
-	$(ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=25
 
 # twenty kills of each kind of run, ten thousand bad inputs, every byte of a kept file, sixteen processes, 32,000 images
 test-long: $(READY)

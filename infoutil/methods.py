@@ -218,7 +218,7 @@ def make_config(
         check_choice('preset', preset, {p for c in METHODS.values() for p in presets(c)})
         raise InfoUtilError(f"preset '{preset}' came with method '{method}', which does not use it; "
                             f"{', '.join(presets(cls))} is accepted; leave {_with_option('preset')} out")
-    known = dict.fromkeys(k for c in METHODS.values() for k in reads(c))
+    known = dict.fromkeys([*(k for c in METHODS.values() for k in reads(c)), 'method', 'preset'])
     for k in settings: check_choice('setting', k, known)
     check_reads(cls, settings)
     return cls(**{**presets(cls)[preset], **settings})

@@ -2,7 +2,7 @@
 import ast, hashlib, io, json, os, random, subprocess, sys, tarfile, types
 from dataclasses import replace
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, ready, torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from infoutil.view_labels import ViewKey, ViewLabels
@@ -437,12 +437,19 @@ def result_of(code, *argv, python=sys.executable, env=None, timeout=600):
     assert lines, run.stdout[-1000:]+run.stderr[-3000:]
     return json.loads(lines[-1][7:])
 
+def forked(code, env):
+    "The same in a fork of a process that has its imports behind it"
+    run = ready.run('code', [code], env=env)
+    lines = [l for l in run.stdout.splitlines() if l.startswith('RESULT ')]
+    assert lines, run.stdout[-1000:]+run.stderr[-3000:]
+    return json.loads(lines[-1][7:])
+
 def three_parts(s):
     return s and s.count(';')>=2 and ('accepted' in s or 'this version of infoutil reads' in s) and '\n' not in s
 
 def test_push_and_load(tmp_path):
     pytest.importorskip('huggingface_hub')
-    r = result_of(f'TESTS, WORK = {str(here)!r}, {str(tmp_path)!r}\n'+HUB,
+    r = forked(f'TESTS, WORK = {str(here)!r}, {str(tmp_path)!r}\n'+HUB,
                   env={**os.environ, 'PYTHONPATH': str(root), 'NO_PROXY': '127.0.0.1', 'no_proxy': '127.0.0.1'})
     for k in ('url', 'equal', 'path first', 'same set', 'replaced', 'older commit', 'private with token', 'one commit',
               'offline again'):

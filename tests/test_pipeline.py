@@ -31,7 +31,7 @@ changes = dict(method='random', ipc=2, factor=2, candidates=5, seed=1, attributi
                max_area=.3, score='loss', end='highest', per_image=None, label_teacher='converged', precision='bfloat16')
 
 def test_windows_are_as_large_as_a_tile_has_room_for(world):
-    run = lambda **kw: distill(world['data'], world['teacher'], world['early'], **{**small, **kw})
+    run = lambda **kw: distill(world['data'], world['teacher'], world['early'], **{**small, 'candidates': 4, **kw})
     whole, quarter = run(), run(factor=2)
     assert [p['box'] for p in whole.provenance]==[[0, 0, 32, 32]]*10 and len(whole.provenance[0]['maps'])==4 and len(run(grid=3).provenance[0]['maps'])==3
     assert {tuple(p['box'][2:]) for p in quarter.provenance}=={(16, 16)} and whole.meta['config']['max_area']==1 and quarter.meta['config']['min_area']==.25

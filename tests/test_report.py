@@ -82,7 +82,9 @@ KINDS = dict(
     two_archs    = (dict(ipcs=(1,), sets=False), lambda r: {**r, 'arch': 'convnet3' if r['seed'] else 'resnet18'}, None, ['Top-1 of every recipe with the same labels', 'resnet18']),
     nasty        = (dict(ipcs=(1,), seeds=1, sets=False), lambda r: {**r, 'method': r['method'] if r['method']=='random' else NASTY+r['method'], 'data': NASTY, 'set': '../../../etc'}, lambda g: {**g, 'note': NASTY, 'config': {NASTY: NASTY}}, []))
 
-@pytest.mark.parametrize('kind', KINDS)
+RARE = {'two_seeds', 'own_method', 'one_ipc', 'no_memory', 'two_archs'}
+
+@pytest.mark.parametrize('kind', [pytest.param(k, marks=[pytest.mark.slow]*(k in RARE)) for k in KINDS])
 def test_template_adapts(kind, tmp_path, monkeypatch):
     keywords, rows, grid, wanted = KINDS[kind]
     text = template(rewritten(toy_comparison(tmp_path/'c', **keywords), rows, grid), monkeypatch)

@@ -4,10 +4,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 import pytest
+import ready
 
 root = Path(__file__).parents[1]
 BUILD = root/'tests'/'build_docs.py'
@@ -15,8 +14,7 @@ BUILD = root/'tests'/'build_docs.py'
 def build(folder, out):
     "Build the site of the project in `folder`, in one process"
     env = {**os.environ, 'PYTHONPATH': str(folder)}
-    command = [sys.executable, BUILD, '--workers', '0', '--out', out]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    return ready.run('path', [BUILD, '--workers', '0', '--out', out], env=env, cwd=folder)
 
 @pytest.fixture(scope='session')
 def site(once):
@@ -27,10 +25,12 @@ def site(once):
         (d/'code').write_text(str(done.returncode))
     return once('site', make)
 
+@pytest.mark.slow
 def test_site_is_whole(site):
     "`build_docs.py` itself ends with an error for a page that fails, a link into nothing, a page without a title"
     assert (site/'code').read_text()=='0', (site/'said').read_text()[-4000:]
 
+@pytest.mark.slow
 def test_every_notebook_has_a_page(site):
     "Pages, sidebar, search and Markdown copies know every notebook"
     pages = {p.relative_to(site/'_docs').as_posix():p.read_text() for p in (site/'_docs').rglob('*.html')}
@@ -50,6 +50,7 @@ def test_every_notebook_has_a_page(site):
     assert [m for m in re.findall(r'>(Start|Method|Use and measure|Compare and report|Engine|Paper)<', bar)]==\
         ['Start', 'Method', 'Use and measure', 'Compare and report', 'Engine', 'Paper']
 
+@pytest.mark.slow
 def test_page_of_the_crop(site):
     "A chapter: cards with the line of their source, formulas without a script or another host, pictures, links by name"
     page = (site/'_docs'/'crop.html').read_text()
