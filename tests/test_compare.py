@@ -56,6 +56,7 @@ def test_workers_find_what_one_process_finds(world, tmp_path):
     key = lambda t: t.sort_values(['method', 'labels', 'seed'])[['method', 'labels', 'seed', 'accuracy']].values.tolist()
     assert key(one)==key(two) and len(one)==3*3*2 and set(one.method)=={'random', 'dark', 'infoutil'}
 
+@pytest.mark.slow
 def test_killed_and_started_again(world, tmp_path):
     "SIGKILL between two students: what is finished stays, is not repeated, and the rest comes out as in an undisturbed run"
     kw = ['compare', world['folder'], '--teacher', world['teacher'], '--methods', 'rded', '--ipc', '1,2', '--epochs', '2', '--candidates', '6', '--repeats', '1', '--jobs', '1']

@@ -19,7 +19,7 @@ from infoutil.teacher import save_teacher
 @pytest.fixture(scope='session')
 def world(digits): return digits
 
-small = dict(ipc=1, candidates=12, precision='float32', show_progress=False, preflight=False)
+small = dict(ipc=1, candidates=6, precision='float32', show_progress=False, preflight=False)
 
 def tree(d): return {p.relative_to(d).as_posix():p.read_bytes() for p in Path(d).rglob('*') if p.is_file() and p.name!='run.json'}
 
@@ -164,7 +164,7 @@ def test_a_method_of_ones_own_gets_the_settings_and_may_build_on_ours(world):
         return infoutil_crops(cands, n, teacher, cfg)
     def theirs(cands, n, teacher, cfg): return rded_crops(cands, n, teacher, cfg.factor, cfg.crops, cfg.precision)
     run = lambda **kw: distill(world['data'], world['teacher'], world['early'], **{**small, **kw})
-    assert torch.equal(run(choose=ours).images, run().images) and set(seen)=={(5, (12, 4, 4))}
+    assert torch.equal(run(choose=ours).images, run().images) and set(seen)=={(5, (6, 4, 4))}
     assert torch.equal(run(choose=theirs).images, run(method='rded').images)
 
 class Cramped(torch.nn.Module):
@@ -198,7 +198,7 @@ def test_a_class_in_parts_gives_the_same_bytes(world, monkeypatch, kw):
     monkeypatch.setattr(class_runs, 'BLOCK', 5)
     monkeypatch.setattr(class_runs, 'HELD', 0)                       # nothing is held, so chosen images are read once more
     parts = run()
-    assert set(seen[:10])=={12} and seen[10:13]==([12, 12, 12] if kw.get('method')=='herding' else [5, 5, 2])     # herding wants all images of a class at once
+    assert set(seen[:10])=={6} and seen[10:13]==([6, 6, 6] if kw.get('method')=='herding' else [5, 1, 5])     # herding wants all images of a class at once
     assert torch.equal(whole.images, parts.images) and torch.equal(whole.labels, parts.labels) and whole.provenance==parts.provenance
 
 def test_labels_by_pieces_are_those_of_all_images(world):

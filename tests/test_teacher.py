@@ -138,6 +138,7 @@ def killed_teachers(world, root, n, seed):
     assert outs and not [o for o in outs if o.suffix=='.run']
     for o in outs: same(root/'whole', o)
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment(world, tmp_path): killed_teachers(world, tmp_path/'k', 1, 0)
 
 @pytest.mark.slow
