@@ -11,6 +11,7 @@ class AfterTorch(importlib.abc.MetaPathFinder):
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
+            if 'other_processor' in sys.modules: return            # it is what imports torch, for somebody who will install it
             import other_processor
             other_processor.install()
         spec.loader.exec_module = exec_module
