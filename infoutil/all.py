@@ -13,10 +13,10 @@ __all__ = ['PRESETS', 'DistillConfig', 'check_config', 'InfoUtilError', 'DataErr
            'save_teacher', 'check_teacher', 'predict', 'patch_labels', 'Method', 'Choice', 'method', 'opt', 'METHODS',
            'make_config', 'whole_images', 'InfoUtil', 'infoutil_crops', 'random_crops', 'herding_crops', 'kmeans_crops',
            'forgetting_crops', 'el2n_crops', 'rded_crops', 'sre2l_images', 'distill', 'DistilledSet', 'export_set',
-           'push_to_hub', 'Protocol', 'PROTOCOLS', 'REGIMES', 'student_learner', 'evaluate', 'difference',
-           'cross_architecture', 'relabel', 'label_teacher_curve', 'robust_scores', 'continual', 'compare',
-           'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report', 'demo_teacher', 'toy_batch',
-           'toy_model']
+           'push_to_hub', 'LOSSES', 'SCHEDULES', 'Protocol', 'PROTOCOLS', 'REGIMES', 'student_learner', 'evaluate',
+           'difference', 'cross_architecture', 'relabel', 'label_teacher_curve', 'robust_scores', 'continual',
+           'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report', 'demo_teacher',
+           'toy_batch', 'toy_model']
 
 # %% ../nbs/45_all.ipynb #319afe24
 from .basics import *
@@ -45,6 +45,7 @@ from .hub import *
 from .export import *
 from .views import *
 from .view_labels import *
+from .objectives import *
 from .student import *
 from .evaluation import *
 from .label_teachers import *
@@ -84,7 +85,8 @@ _all_ = ['InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputErr
          'Method', 'Choice', 'method', 'opt', 'METHODS', 'make_config', 'whole_images', 'InfoUtil', 'infoutil_crops',
          'random_crops', 'herding_crops', 'kmeans_crops', 'forgetting_crops', 'el2n_crops', 'rded_crops',
          'sre2l_images',
-         'distill', 'DistilledSet', 'export_set', 'push_to_hub', 'Protocol', 'PROTOCOLS', 'REGIMES', 'student_learner',
+         'distill', 'DistilledSet', 'export_set', 'push_to_hub',
+         'LOSSES', 'SCHEDULES', 'Protocol', 'PROTOCOLS', 'REGIMES', 'student_learner',
          'evaluate', 'difference', 'cross_architecture', 'relabel', 'label_teacher_curve', 'robust_scores', 'continual',
          'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report',
          'demo_teacher', 'toy_batch', 'toy_model']

@@ -149,7 +149,7 @@ def _check_repeats(accuracies):
     return accs
 
 # %% ../nbs/31_robust_scores.ipynb #8f489f12
-_OFF = dict(cutmix=0., min_scale=1., flip=False, autoaugment=False, shuffle=False)
+_OFF = dict(cutmix=0., min_scale=1., flip=False, autoaugment=False, randaugment=False, shuffle=False)
 
 def without_augmentation(
     protocol,        # A name in `student.PROTOCOLS`, or a `Protocol`

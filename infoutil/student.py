@@ -6,9 +6,9 @@ Docs: https://infoutil.github.io/infoutil/student.html.md"""
 
 # %% auto #0
 __all__ = ['REGIMES', 'LABELS', 'OPTIMIZERS', 'PROTOCOLS', 'Regime', 'regime', 'Online', 'Stored', 'ViewsOfARun', 'Hard',
-           'view_key', 'Protocol', 'unlike_rded', 'student_learner', 'lr_for', 'batch_size_for', 'half_cosine',
-           'recipe', 'student_arch', 'matrices', 'SoftLoss', 'DistilledLoader', 'EpochBar', 'DistillCallback',
-           'StudentLearner', 'with_view_labels']
+           'view_key', 'Protocol', 'unlike_rded', 'student_learner', 'lr_for', 'batch_size_for', 'recipe',
+           'student_arch', 'matrices', 'SoftLoss', 'DistilledLoader', 'EpochBar', 'DistillCallback', 'StudentLearner',
+           'with_view_labels']
 
 # %% ../nbs/28_student.ipynb #61670f90
 from .basics import *
@@ -18,6 +18,7 @@ from .engine.memory import is_out_of_memory
 from .labels import HardLabels, OnlineLabels, StoredLabels
 from .distilled_set import DistilledSet
 from .views import apply_views, draw_views
+from .objectives import half_cosine, LOSSES, SCHEDULES, WeightAverage
 from .view_labels import (
     check_fields, epoch_order, is_number, ReplayedLabels, settings_differ, view_labels, ViewKey, whole, YES_OR_NO)
 import gc, math
@@ -125,7 +126,7 @@ def view_key(
     "The key of the views that a student of `ds` sees"
     p = protocol
     return ViewKey(len(ds), ds.size, epochs, bs, seed, ds.factor, p.min_scale, shuffle=p.shuffle, flip=p.flip,
-                   autoaugment=p.autoaugment, cutmix=p.cutmix)
+                   autoaugment=p.autoaugment, randaugment=p.randaugment, cutmix=p.cutmix)
 
 def _replayed_key(ds, p, epochs, bs):
     "The key of the set's view labels, refused where this run would show other views"
@@ -157,14 +158,20 @@ class Protocol:
     min_scale:float=None        # Smallest window as a part of the area; None: 1/factor
     flip:bool=True              # Mirror half of the views
     autoaugment:bool=False      # AutoAugment before the rest
+    randaugment:bool=False      # RandAugment before the rest, in its place
     labels:str=None             # Labels that the recipe insists on, one of `REGIMES`; None: the caller's choice
     optimizer:str='adamw'       # 'adamw' or 'adam'
     lr:float=None               # Initial learning rate, above 0; None: `lr_for`
     bs:int=None                 # Images a batch, 1 or more; None: `batch_size_for`
     shuffle:bool=True           # Shuffle the tiles of mosaics
+    loss:str='kl'               # Of logits and soft labels, one of `objectives.LOSSES`
+    hard:float=0.               # Share of the cross-entropy with an image's own class that is added, 0 or more
+    schedule:str='half_cosine'  # Of the rate, one of `objectives.SCHEDULES`
+    average:float=0.            # Part of the run whose weights are averaged, 0 to 1; 0: the last ones count
 
     def __post_init__(self):
-        check_choice('optimizer', self.optimizer, OPTIMIZERS)
+        for k,known in (('optimizer', OPTIMIZERS), ('loss', LOSSES), ('schedule', SCHEDULES)):
+            check_choice(k, getattr(self, k), known)
         if self.labels is not None: check_choice('labels', self.labels, REGIMES)
         check_fields(self, _RULES, "leave it out for RDED's")
 
@@ -179,7 +186,9 @@ _RULES = dict(
     betas=(lambda v: isinstance(v, (tuple, list)) and len(v)==2 and all(is_number(b) and 0<=b<1 for b in v),
            'two numbers from 0 to below 1'),
     min_scale=(_or_none(lambda v: is_number(v) and 0<v<=1), 'a part of the area, above 0 and up to 1,'),
-    flip=YES_OR_NO, autoaugment=YES_OR_NO, shuffle=YES_OR_NO,
+    flip=YES_OR_NO, autoaugment=YES_OR_NO, randaugment=YES_OR_NO, shuffle=YES_OR_NO,
+    hard=(lambda v: is_number(v) and v>=0, '0 or more'),
+    average=(lambda v: is_number(v) and 0<=v<=1, 'a part of the run, 0 to 1,'),
     lr=(_or_none(_ABOVE_0), 'a number above 0'), bs=(_or_none(whole(1)), _WHOLE))
 
 # a recipe is declared here and nowhere else
@@ -220,11 +229,16 @@ def student_learner(
     key = told.key(ds, p, epochs, bs, arch, seed)
     with seeded(seed, 'student weights'): model = get_model(arch, n_classes, ds.size).to(device)
     lr = lr or p.lr or lr_for(arch, n_classes, ds.size)
+    if not told.soft and p.loss!='kl':
+        raise InfoUtilError(f"loss '{p.loss}' came with '{labels}' labels, which have no logits; 'kl' is accepted; "
+                            "take "
+                            "soft labels (--labels), or a protocol with loss='kl'")
     cb = DistillCallback(ds, told.labeller(ds, precision, device), p, epochs, lr, key.seed, every)
     valid = valid if valid is not None else _NoDL([], device=device)
     dls = DataLoaders(DistilledLoader(ds.y, key.batch_size, key.seed), valid, device=device)
     opt = partial(OptimWrapper, opt=OPTIMIZERS[p.optimizer], betas=p.betas, fused=device.type in ('cpu', 'cuda'))
-    learn = StudentLearner(dls, model, loss_func=SoftLoss(told.temperature(p)), lr=lr, wd=[p.wd, 0.], splitter=matrices,
+    learn = StudentLearner(dls, model, loss_func=SoftLoss(told.temperature(p), p.loss, p.hard), lr=lr, wd=[p.wd, 0.],
+                           splitter=matrices,
                            opt_func=opt, metrics=_fastai_accuracy, cbs=[cb, Autocast(precision), ChannelsLast(), *cbs])
     learn.arch, learn.seed, learn.recorder.smooth_loss = arch, seed, _SmoothLoss()
     return learn
@@ -267,13 +281,6 @@ def batch_size_for(
     elif n_classes==200 and size<=64:                    bs = 100           # Tiny-ImageNet
     else: bs = (10 if ipc<10 else 50 if ipc<50 else 100)*(2 if n_classes>=100 else 1)
     return max(1, min(bs, ipc*n_classes))
-
-def half_cosine(
-    epoch:int,    # Epoch, from 0
-    epochs:int,   # Length of the run
-)->float:         # Factor of the initial rate, 1 down to a half
-    "RDED's learning-rate schedule"
-    return 0.5*(1+math.cos(math.pi*epoch/(2*epochs)))
 
 # %% ../nbs/28_student.ipynb #4a1e8009
 def recipe(
@@ -332,17 +339,21 @@ def matrices(
 
 # %% ../nbs/28_student.ipynb #1da84cfd
 class SoftLoss:
-    "KL divergence to soft labels at a temperature; cross-entropy where the target is a class index"
+    "A loss to soft labels at a temperature; cross-entropy where the target is a class index"
     def __init__(self,
         temperature:float=20.,   # Above 0; divides the student's logits, targets arrive softened already
-    ): self.t = temperature
+        loss:str='kl',           # One of `objectives.LOSSES`
+        hard:float=0.,           # Share of the cross-entropy with the class that is added
+    ): self.t, self.loss, self.hard = temperature, LOSSES[loss], hard
     def __call__(self,
         pred:Tensor,     # Logits (n, classes)
         target:Tensor,   # Probabilities (n, classes) at the same temperature, or class indices (n,)
-    )->Tensor:           # Mean over the batch in nats, a scalar
+        y:Tensor=None,   # Class indices (n,), where `hard` wants them
+    )->Tensor:           # Mean over the batch, a scalar
         "The loss of a batch"
         if target.ndim==1: return F.cross_entropy(pred, target)
-        return F.kl_div(F.log_softmax(pred.float()/self.t, 1), target, reduction='batchmean')
+        soft = self.loss(pred, target, self.t)
+        return soft+self.hard*F.cross_entropy(pred.float(), y) if self.hard and y is not None else soft
     def activation(self,
         z:Tensor,        # Logits (n, classes)
     )->Tensor:           # Probabilities (n, classes), at temperature 1
@@ -393,27 +404,39 @@ class DistillCallback(Callback):
         seed:int=0,           # Of the views
         every:int=None,       # Validate every so many epochs; None: after the last one only
     ): store_attr()
-    def before_fit(self): self.pixels, self.trained = self.ds.images.to(device_of(self.learn.model)), False
+    def before_fit(self):
+        self.pixels, self.trained = self.ds.images.to(device_of(self.learn.model)), False
+        self.mean = self.kept = None
+        if part:=self.protocol.average:
+            self.mean = WeightAverage(self.learn.model, part, self.epochs*len(self.learn.dls.train))
     def before_train(self):
         self.trained = True                                  # `learn.validate()` opens an epoch without training
-        self.learn.opt.set_hyper('lr', self.lr*half_cosine(self.epoch, self.epochs))
+        self.learn.opt.set_hyper('lr', self.lr*SCHEDULES[self.protocol.schedule](self.epoch, self.epochs))
         self.learn.dls.train.epoch = self.epoch
-    def after_fit(self): self.learn.recorder.losses = [l.cpu() for l in self.learn.recorder.losses]
+    def after_batch(self):
+        if self.training and self.mean: self.mean.update(self.learn.model)
+    def after_fit(self):
+        self.learn.recorder.losses = [l.cpu() for l in self.learn.recorder.losses]
+        if self.mean and self.trained: self.learn.model.load_state_dict(self.mean.model.state_dict())
     def before_batch(self):
         if not self.training: return
         (ids,), (y,), p = self.xb, self.yb, self.protocol
         ids, y = ids.cpu(), y.cpu()                          # where they are already, unless the learner moved them
         views = draw_views(ids, seed=self.seed, epoch=self.epoch, size=self.ds.size, factor=self.ds.factor,
                            min_scale=p.min_scale, shuffle=p.shuffle, flip=p.flip, autoaugment=p.autoaugment,
-                           cutmix=p.cutmix, batch=self.iter)
+                           randaugment=p.randaugment, cutmix=p.cutmix, batch=self.iter)
         pixels = self.pixels[ids.to(self.pixels.device, non_blocking=True)]
         x = apply_views(pixels, views, self.ds.mean, self.ds.std)
         self.learn.xb = (x,)
-        self.learn.yb = (self.labeller(x, views, ids, y, p.temperature),)
+        told = self.labeller(x, views, ids, y, p.temperature)
+        self.learn.yb = (told, y.to(told.device)) if p.hard else (told,)
     def before_validate(self):
         last = self.epoch+1==self.epochs
         if isinstance(self.learn.dls.valid, _NoDL): raise CancelValidException
         if self.trained and not last and not (self.every and (self.epoch+1)%self.every==0): raise CancelValidException
+        if self.trained and self.mean: self.kept, self.learn.model = self.learn.model, self.mean.model.eval()
+    def after_validate(self):
+        if self.kept is not None: self.learn.model, self.kept = self.kept, None
 
 # %% ../nbs/28_student.ipynb #89b5f855
 class _SmoothLoss(AvgSmoothLoss):

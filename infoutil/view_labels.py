@@ -39,6 +39,7 @@ class ViewKey:
     shuffle:bool=True            # Shuffle the tiles
     flip:bool=True               # Mirror half of the views
     autoaugment:bool=False       # Whether AutoAugment comes first
+    randaugment:bool=False       # Whether RandAugment does, in its place
     cutmix:float=1.              # Parameter of CutMix's Beta distribution; 0 for none
     version:int=VIEWS_VERSION    # Of the way of drawing
 
@@ -81,6 +82,7 @@ YES_OR_NO = (lambda v: isinstance(v, bool), 'True or False')
 _PART = (lambda v: is_number(v) and 0<v<=1, 'a part of the area, above 0 and up to 1,')
 _RULES = dict(seed=(whole(-math.inf), 'a whole number'), factor=(whole(1), '1 tile or more along a side'),
               min_scale=_PART, max_scale=_PART, shuffle=YES_OR_NO, flip=YES_OR_NO, autoaugment=YES_OR_NO,
+              randaugment=YES_OR_NO,
               cutmix=(lambda v: is_number(v) and v>=0, '0 or more'),
               **{k:(whole(1), 'a whole number from 1 up') for k in ('n', 'size', 'epochs', 'batch_size')})
 
@@ -93,7 +95,8 @@ def epoch_order(
     "The order in which an epoch shows the images"
     return torch.randperm(n, generator=rng(seed, 'order', epoch))
 
-_DRAWN = ('seed', 'size', 'factor', 'min_scale', 'max_scale', 'shuffle', 'flip', 'autoaugment', 'cutmix')
+_DRAWN = ('seed', 'size', 'factor', 'min_scale', 'max_scale', 'shuffle', 'flip', 'autoaugment', 'randaugment',
+          'cutmix')
 
 @patch
 def settings(self:ViewKey)->dict:   # Keyword arguments of `draw_views`, all but epoch and batch
@@ -249,11 +252,13 @@ def _check_view_tensor(v, name, shape, types):
 
 # %% ../nbs/27_view_labels.ipynb #a91452b7
 _TENSORS = ('logits', 'index', 'rest')
+_SINCE = ('randaugment',)      # fields of a key that older versions did not have; off where they are missing
 
 @patch
 def recipe(self:ViewLabels)->dict:   # Plain JSON: key, classes, temperature, digest of the images, probe
     "All but the tensors"
-    return dict(key=asdict(self.key), n_classes=self.n_classes, temperature=self.temperature, images=self.images,
+    key = {k:v for k,v in asdict(self.key).items() if v or k not in _SINCE}      # so that older readers know all of it
+    return dict(key=key, n_classes=self.n_classes, temperature=self.temperature, images=self.images,
                 probe=self.probe)
 
 @patch
@@ -269,7 +274,7 @@ def restore(cls:ViewLabels,
     "Labels from their two parts"
     words, names = ['images', 'key', 'n_classes', 'probe', 'temperature'], {f.name for f in fields(ViewKey)}
     whole_recipe = isinstance(recipe, dict) and sorted(recipe)==words and isinstance(recipe['key'], dict)
-    if not whole_recipe or set(recipe['key'])!=names or recipe['probe'] is None:
+    if not whole_recipe or not names-set(_SINCE)<=set(recipe['key'])<=names or recipe['probe'] is None:
         raise InfoUtilError(f"a recipe of view labels came as {repr(recipe)[:80]}; {', '.join(words)} are accepted, "
                             f"the key of {', '.join(sorted(names))}; use the recipe that was written with the labels")
     if not {'logits'}<=set(tensors)<=set(_TENSORS):

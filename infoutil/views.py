@@ -28,9 +28,10 @@ class Views:
     rows:Tensor           # Which row of tiles goes where, (n, factor)
     box:Tensor            # Window after shuffling: top, left, height, width in pixels, (n, 4)
     flip:Tensor           # Whether the window is mirrored, bool (n,)
-    auto:tuple=None       # A seed of AutoAugment for each image, or None
+    auto:tuple=None       # A seed of AutoAugment or RandAugment for each image, or None
     partner:Tensor=None   # Row of the batch that the CutMix box comes from, (n,), or None
     cutmix:tuple=None     # CutMix box: top, left, height, width, in pixels of the view
+    policy:str='auto'     # Which of the two: 'auto' or 'rand'
     key:dict=None         # The arguments of `draw_views` but `ids`; None where they were made by hand
     def __len__(self): return len(self.flip)
 
@@ -47,6 +48,7 @@ def draw_views(
     shuffle:bool=True,       # Shuffle the tiles
     flip:bool=True,          # Mirror half of the views
     autoaugment:bool=False,  # Whether AutoAugment comes first
+    randaugment:bool=False,  # Whether RandAugment does, in its place
     cutmix:float=1.,         # Parameter of the Beta distribution of CutMix, above 0; 0 for none
     batch:int=0,             # Number of the batch in the epoch, from 0; only CutMix depends on it
 )->Views:                    # The parameters of n views, without pixels
@@ -56,11 +58,14 @@ def draw_views(
     if not 0<lo<=max_scale<=1:
         raise InfoUtilError(f"window scales from {lo} to {max_scale} came; 0 < smallest <= largest <= 1 is accepted; "
                             "RDED's are 1/factor to 1")
+    if autoaugment and randaugment:
+        raise InfoUtilError("AutoAugment and RandAugment came together; one of them is accepted; leave the other out")
     key = dict(seed=seed, epoch=epoch, batch=batch, size=size, factor=factor, min_scale=lo, max_scale=max_scale,
-               shuffle=shuffle, flip=flip, autoaugment=autoaugment, cutmix=cutmix)
-    auto = tuple(seed_from(seed, 'auto', epoch, i) for i in ids) if autoaugment else None
+               shuffle=shuffle, flip=flip, autoaugment=autoaugment, randaugment=randaugment, cutmix=cutmix)
+    policy = 'rand' if randaugment else 'auto'
+    auto = tuple(seed_from(seed, policy, epoch, i) for i in ids) if autoaugment or randaugment else None
     pair = _draw_cutmix(len(ids), size, cutmix, rng(seed, 'cutmix', epoch, batch)) if cutmix else (None, None)
-    return Views(size, factor, *_draw_alone(ids, key), auto, *pair, key)
+    return Views(size, factor, *_draw_alone(ids, key), auto, *pair, policy, key)
 
 # %% ../nbs/17_views.ipynb #102c2f40
 def _draw_alone(ids, key):
@@ -110,7 +115,7 @@ def apply_views(
     if pixels.dtype!=torch.uint8 or len(pixels)!=len(views):
         raise InfoUtilError(f"{len(pixels)} images of {pixels.dtype} came for {len(views)} views; as many uint8 images "
                             "as views are accepted; index both alike")
-    if views.auto is not None: pixels = _autoaugment(pixels, views.auto, views.size)
+    if views.auto is not None: pixels = _augment(pixels, views.auto, views.size, views.policy)
     x = shuffle_tiles(pixels, views.cols, views.rows).float()/255
     x = _crop_flip(x, views.box, views.flip)
     m, s = [_channels(tuple(v), x.device) for v in (mean, std)]
@@ -166,43 +171,57 @@ def paste_cutmix(
     return out
 
 # %% ../nbs/17_views.ipynb #23fe43c5
-def _autoaugment(pixels, seeds, size):
-    "AutoAugment with its own seed for every image: the pixels of `_autoaugment_each`, several times as fast"
-    if _tables(size) is None: return _autoaugment_each(pixels, seeds, size)
-    x, plans = pixels.clone(), [_draw_auto(s, *_tables(size)) for s in seeds]
+def _augment(pixels, seeds, size, policy='auto'):
+    "A policy with its own seed for every image: the pixels of `_augment_each`, several times as fast"
+    if _tables(size, policy) is None: return _augment_each(pixels, seeds, size, policy)
+    draw = dict(auto=_draw_auto, rand=_draw_rand)[policy]
+    x, plans = pixels.clone(), [draw(s, *_tables(size, policy)) for s in seeds]
     for plan in zip(*plans): _auto_step(x, plan)
     return x
 
-def _autoaugment_each(pixels, seeds, size):
-    "torchvision's AutoAugment image by image, each under its own seed"
+def _augment_each(pixels, seeds, size, policy='auto'):
+    "torchvision's policy image by image, each under its own seed"
     def one(im, s):
-        with seeded(s): return _policy(size)(im)
+        with seeded(s): return _policy(size, policy)(im)
     return torch.stack([one(im, s) for im,s in zip(pixels, seeds)])
 
 @lru_cache
-def _policy(size):
-    "torchvision's AutoAugment: CIFAR's policy up to 64 px, ImageNet's above"
+def _policy(size, name='auto'):
+    "torchvision's AutoAugment, CIFAR's policy up to 64 px and ImageNet's above, or its RandAugment"
+    if name=='rand': return v2.RandAugment()
     return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10 if size<=64 else v2.AutoAugmentPolicy.IMAGENET)
 
 # %% ../nbs/17_views.ipynb #c1658ee5
 @lru_cache
-def _tables(size):
+def _tables(size, name='auto'):
     "Its policies, and each operation's strengths by level and whether a coin decides their sign; None: kept elsewhere"
-    policies, space = [getattr(_policy(size), k, None) for k in ('_policies', '_AUGMENTATION_SPACE')]
-    if not policies or not space: return None
+    p = _policy(size, name)
+    if name=='rand': pairs, bins = (p.num_ops, p.magnitude), p.num_magnitude_bins
+    else:            pairs, bins = getattr(p, '_policies', None), 10
+    space = getattr(p, '_AUGMENTATION_SPACE', None)
+    if not pairs or not space: return None
     of = lambda levels: None if levels is None else levels.tolist()
-    return policies, {op: (of(f(10, size, size)), signed) for op,(f, signed) in space.items()}
+    return pairs, {op: (of(f(bins, size, size)), signed) for op,(f, signed) in space.items()}
+
+def _strength(op, level, space, u):
+    "An operation with its strength; a coin decides the sign of some"
+    levels, signed = space[op]
+    if levels is None: return op, 0.
+    return op, -levels[level] if signed and u()<=.5 else float(levels[level])
 
 def _draw_auto(seed, policies, space):
     "What AutoAugment does to one image: two operations with their strengths, or None, drawn as torchvision draws them"
     g = rng(seed)
     u = lambda: torch.rand((), generator=g)
-    def draw(op, p, level):
-        if not u()<=p: return None
-        levels, signed = space[op]
-        if levels is None: return op, 0.
-        return op, -levels[level] if signed and u()<=.5 else float(levels[level])
+    draw = lambda op, p, level: _strength(op, level, space, u) if u()<=p else None
     return [draw(*step) for step in policies[int(torch.randint(len(policies), (), generator=g))]]
+
+def _draw_rand(seed, how, space):
+    "What RandAugment does to one image, drawn as torchvision draws it"
+    g, (n, level), names = rng(seed), how, list(space)
+    u = lambda: torch.rand((), generator=g)
+    drawn = lambda: _strength(names[int(torch.randint(len(names), (), generator=g))], level, space, u)
+    return [None if op=='Identity' else (op, m) for op,m in (drawn() for _ in range(n))]
 
 # %% ../nbs/17_views.ipynb #f6bae149
 _MOVES = dict(

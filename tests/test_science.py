@@ -916,7 +916,7 @@ def test_labels_come_from_the_teacher_that_the_rule_names(data):
 
 def test_defaults_are_those_that_the_figures_were_made_with():
     rded = dict(epochs=300, wd=.01, betas=(.9, .999), temperature=20., cutmix=1., min_scale=None, flip=True,
-                autoaugment=False, labels=None, optimizer='adamw', lr=None, bs=None, shuffle=True)
+                autoaugment=False, randaugment=False, labels=None, optimizer='adamw', lr=None, bs=None, shuffle=True, loss='kl', hard=0., schedule='half_cosine', average=0.)
     others = dict(rded={}, paper=dict(autoaugment=True), hard=dict(temperature=1., labels='hard'),
                   rd3=dict(epochs=400, optimizer='adam', lr=.001, bs=50, wd=0.),
                   plain=dict(cutmix=0., min_scale=1., flip=False, shuffle=False))

@@ -171,6 +171,14 @@ def test_scheme_1(seed):
     got = list(zip(v.cols.tolist(), v.rows.tolist(), v.box.tolist(), v.flip.tolist()))
     assert got==[drawn_alone(i, seed, 3, size, factor, lo, hi) for i in ids.tolist()]
 
+@pytest.mark.parametrize('size', [8, 32, 96])
+def test_randaugment_is_torchvisions(size):
+    im, seeds = pixels(120, size, size), [seed_from('rand', size, i) for i in range(120)]
+    assert (views._augment(im, seeds, size, 'rand')!=views._augment_each(im, seeds, size, 'rand')).double().mean()<1e-3
+    v = views.draw_views(range(4), seed=1, epoch=2, size=size, randaugment=True, cutmix=0, flip=False, min_scale=1)
+    ours = views.apply_views(im[:4], v, (0, 0, 0), (1, 1, 1))
+    assert torch.equal((ours*255).round().byte(), views._augment(im[:4], [seed_from(1, 'rand', 2, i) for i in range(4)], size, 'rand'))
+
 @pytest.mark.parametrize('size', [8, 21, 32, 64, 65, 96])
 def test_autoaugment_is_torchvisions(size):
     """Images with one operation go through it together; their pixels are what torchvision makes of each image alone under its seed. A number that lies between two bytes to its last digit
@@ -178,12 +186,12 @@ def test_autoaugment_is_torchvisions(size):
     n = 400 if size<65 else 120
     im, seeds = pixels(n, size, size), [seed_from('auto', size, i) for i in range(n)]
     im[::2] = im[::2]//3+60                                                      # dull ones, for contrast
-    assert (views._autoaugment(im, seeds, size)!=views._autoaugment_each(im, seeds, size)).double().mean()<1e-3
+    assert (views._augment(im, seeds, size)!=views._augment_each(im, seeds, size)).double().mean()<1e-3
     used = {step[0] for s in seeds for step in views._draw_auto(s, *views._tables(size)) if step}
     assert used>={op for p in views._tables(size)[0] for op,chance,_ in p if chance>.3}
 
 def test_a_torchvision_with_other_tables(monkeypatch):
     "Where torchvision keeps its tables elsewhere, images go one by one and look the same"
-    im, want = pixels(9, 32), views._autoaugment(pixels(9, 32), range(9), 32)
-    monkeypatch.setattr(views, '_tables', lambda size: None)
-    assert (views._autoaugment(im, range(9), 32)!=want).double().mean()<1e-3
+    im, want = pixels(9, 32), views._augment(pixels(9, 32), range(9), 32)
+    monkeypatch.setattr(views, '_tables', lambda size, policy: None)
+    assert (views._augment(im, range(9), 32)!=want).double().mean()<1e-3
