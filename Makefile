@@ -25,10 +25,9 @@ demo: $(READY)
 	rm -rf demo
 	$(BIN)/infoutil demo -o demo
 
-# Two things at a time: each waits now and then, for processes that it kills or for its last page
 test: $(READY)
 	$(MAKE) -j2 clean-check package-check
-	$(MAKE) -j2 --output-sync notebooks pytest readme-check
+	$(MAKE) notebooks pytest readme-check
 	@echo "all checks passed"
 
 # Exporting and cleaning must change nothing: what is committed is what the notebooks say.
