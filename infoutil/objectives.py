@@ -37,13 +37,30 @@ def centred_logits(
     return z-z.mean(1, keepdim=True)
 
 @student_loss('kl')
-def kl_loss(z, p, t): return F.kl_div(F.log_softmax(z.float()/t, 1), p, reduction='batchmean')
+def kl_loss(
+    z:Tensor,   # The student's logits (n, classes)
+    p:Tensor,   # Labels: probabilities (n, classes) at temperature `t`
+    t:float,    # Above 0
+)->Tensor:      # Mean over the batch in nats, a scalar
+    "RDED's: the divergence from the labels, both at the temperature, without its square in front"
+    return F.kl_div(F.log_softmax(z.float()/t, 1), p, reduction='batchmean')
 
 @student_loss('mse')
-def mse_loss(z, p, t): return F.mse_loss(z.float()-z.float().mean(1, keepdim=True), centred_logits(p, t))
+def mse_loss(
+    z:Tensor,   # The student's logits (n, classes)
+    p:Tensor,   # Labels: probabilities (n, classes) at temperature `t`
+    t:float,    # Above 0
+)->Tensor:      # Mean over batch and classes in squared logits, a scalar
+    "EDC's: the distance of logits, without what all classes share"
+    return F.mse_loss(z.float()-z.float().mean(1, keepdim=True), centred_logits(p, t))
 
 @student_loss('cosine')
-def cosine_loss(z, p, t):
+def cosine_loss(
+    z:Tensor,   # The student's logits (n, classes)
+    p:Tensor,   # Labels: probabilities (n, classes) at temperature `t`
+    t:float,    # Above 0
+)->Tensor:      # Mean over the batch, 0 to 2, a scalar
+    "GIFT's: the angle between logits, without what all classes share"
     return 1-F.cosine_similarity(z.float()-z.float().mean(1, keepdim=True), centred_logits(p, t)).mean()
 
 # %% ../nbs/26_objectives.ipynb #b141c9c0
@@ -67,10 +84,20 @@ def half_cosine(
     return 0.5*(1+math.cos(math.pi*epoch/(2*epochs)))
 
 @schedule('cosine')
-def whole_cosine(epoch, epochs): return 0.5*(1+math.cos(math.pi*epoch/epochs))
+def whole_cosine(
+    epoch:int,    # Epoch, from 0
+    epochs:int,   # Length of the run
+)->float:         # Factor of the initial rate, 1 down to 0
+    "A cosine to nothing"
+    return 0.5*(1+math.cos(math.pi*epoch/epochs))
 
 @schedule('steps')
-def late_steps(epoch, epochs): return 0.5**sum(epoch>=part*epochs for part in (.8, .9, .95))
+def late_steps(
+    epoch:int,    # Epoch, from 0
+    epochs:int,   # Length of the run
+)->float:         # Factor of the initial rate, 1, 1/2, 1/4 or 1/8
+    "EDC's for CIFAR-10: halved after 80, 90 and 95 % of the run"
+    return 0.5**sum(epoch>=part*epochs for part in (.8, .9, .95))
 
 # %% ../nbs/26_objectives.ipynb #43fd0b98
 class WeightAverage:
