@@ -1699,6 +1699,7 @@ d = { 'settings': { 'branch': 'main',
                                 'infoutil.views._strength': ('views.html#_strength', 'infoutil/views.py'),
                                 'infoutil.views._tables': ('views.html#_tables', 'infoutil/views.py'),
                                 'infoutil.views.apply_views': ('views.html#apply_views', 'infoutil/views.py'),
+                                'infoutil.views.augment_policy': ('views.html#augment_policy', 'infoutil/views.py'),
                                 'infoutil.views.draw_views': ('views.html#draw_views', 'infoutil/views.py'),
                                 'infoutil.views.paste_cutmix': ('views.html#paste_cutmix', 'infoutil/views.py'),
                                 'infoutil.views.shuffle_tiles': ('views.html#shuffle_tiles', 'infoutil/views.py')}}}

@@ -17,7 +17,7 @@ from .training import Autocast, TidyLearner
 from .engine.memory import is_out_of_memory
 from .labels import HardLabels, OnlineLabels, StoredLabels
 from .distilled_set import DistilledSet
-from .views import apply_views, draw_views
+from .views import apply_views, augment_policy, draw_views
 from .objectives import half_cosine, LOSSES, SCHEDULES, WeightAverage
 from .view_labels import (
     check_fields, epoch_order, is_number, ReplayedLabels, settings_differ, view_labels, ViewKey, whole, YES_OR_NO)
@@ -172,6 +172,7 @@ class Protocol:
     def __post_init__(self):
         for k,known in (('optimizer', OPTIMIZERS), ('loss', LOSSES), ('schedule', SCHEDULES)):
             check_choice(k, getattr(self, k), known)
+        augment_policy(self.autoaugment, self.randaugment)
         if self.labels is not None: check_choice('labels', self.labels, REGIMES)
         check_fields(self, _RULES, "leave it out for RDED's")
 
