@@ -7,16 +7,17 @@ Docs: https://infoutil.github.io/infoutil/teacher.html.md"""
 # %% auto #0
 __all__ = ['TEACHER_SCHEMA', 'TRIED', 'ON_ERROR', 'Teacher', 'predict', 'check_finite', 'save_teacher', 'state_of', 'write_state',
            'load_teacher', 'teacher_states', 'teacher_from', 'check_classes', 'TrainingRecord', 'save_record',
-           'load_record', 'check_early', 'check_unseen', 'check_teacher', 'least_right', 'preflight']
+           'load_record', 'check_early', 'check_unseen', 'mean_teacher', 'check_teacher', 'least_right', 'preflight']
 
 # %% ../nbs/10_teacher.ipynb #9eca1c75
 from .basics import *
 from .engine.seen_images import count_seen, fingerprints, sha256
 from .images import find_broken, read_images
 from .data import ImageData, Split, without
-from .models import get_model
+from .models import get_model, MeanLogits
 from .engine.outputs import check_seal, open_file, sealed, write_json
-import json, math, os, torch
+import hashlib, json, math, os, torch
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from torch import nn, Tensor
@@ -144,9 +145,9 @@ def write_state(
 )->str:             # Digest of the weights file
     "Write weights, then their JSON"
     file = Path(path)/f'{name}.safetensors'
-    if name in _RESERVED:
+    if name in _RESERVED or '+' in name:
         raise InfoUtilError(f"a state of the name '{name}' came; any other name is accepted, {' and '.join(_RESERVED)} "
-                            "hold the record of the run; choose another one")
+                            "hold the record of the run and a plus stands between several; choose another one")
     check_finite(weights, f"'{name}'")
     _write_weights(weights, file)
     digest = sha256(file)
@@ -156,13 +157,15 @@ def write_state(
 # %% ../nbs/10_teacher.ipynb #eef9d4cd
 def load_teacher(
     path,                     # Directory written by `train_teacher` or `save_teacher`
-    which:str='converged',    # 'early', 'converged', or the name that it was saved under
+    which:str='converged',    # 'early', 'converged', the name that it was saved under, or several: 'early+converged'
     classes:tuple=None,       # Class names of the data, in order; a teacher of other classes is refused; None: any
     size:int=None,            # Side in pixels that is going to be used; a teacher of another one is refused; None: any
     device=None,              # Where to; None: the first GPU or the CPU
     model:nn.Module=None,     # The network to fill, for architectures that `get_model` does not know
 )->Teacher:                   # Frozen, in eval mode, on `device`
     "Read a checkpoint back, checking digest, shape, class order and size"
+    if '+' in which:
+        return mean_teacher([load_teacher(path, w, classes, size, device, deepcopy(model)) for w in which.split('+')])
     meta, file = _read_meta(path, which), Path(path)/f'{which}.safetensors'
     _check_digest(file, meta['sha256'])
     check_classes(meta['classes'], classes)
@@ -374,6 +377,20 @@ def check_unseen(
                            "images that it has not seen are accepted; "
                            "measure on another split, or train a teacher without them")
     return seen/of if of else float('nan')
+
+# %% ../nbs/10_teacher.ipynb #a9adbc06
+def mean_teacher(
+    teachers,    # One or more of the same classes, size and channel statistics
+)->Teacher:      # Its network is `models.MeanLogits` of theirs; its accuracy is not known, its epoch that of the oldest
+    "Several teachers that answer as one"
+    first, *others = teachers
+    if not others: return first
+    for t in others: check_early(first, t)
+    same = lambda k: getattr(first, k) if all(getattr(t, k)==getattr(first, k) for t in others) else None
+    digest = hashlib.sha256('+'.join(t.sha256 for t in teachers).encode()).hexdigest()
+    return Teacher(MeanLogits([t.model for t in teachers]).eval(), '+'.join(t.arch for t in teachers), first.classes,
+                   first.size, first.mean, first.std, max(t.epoch for t in teachers), sha256=digest,
+                   held_out=same('held_out'), record=first.record)
 
 # %% ../nbs/10_teacher.ipynb #a76f5991
 TRIED = 500   # real images that a teacher is tried on at most

@@ -295,9 +295,9 @@ def test_older_schemas_stay_readable(schema):
     assert ds.labels[3, 1, :3].tolist()==[0.45849609375, -0.2022705078125, -0.14111328125]
     equal(((pixels(im), c) for im,c in ImageFolder(here/f'sets/schema{schema}/train')), ds)
     if schema==1:
-        assert ds.views is None and all(torch.equal(a, b)
-                                        for a,b in zip(ds.teacher.model.parameters(),
-                                                       tiny_teacher(ds.classes, ds.mean, ds.std).model.parameters()))
+        assert ds.views is None                 # initial weights differ in last digits between processors
+        for a,b in zip(ds.teacher.model.parameters(), tiny_teacher(ds.classes, ds.mean, ds.std).model.parameters()):
+            torch.testing.assert_close(a, b)
     else:
         assert (digest(ds.views.logits), digest(ds.views.index), ds.views.key.epochs,
                 ds.views.top_k)==('57a06d1d30e64108', 'b4912089b6ce21d5', 2, 3)

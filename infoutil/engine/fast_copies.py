@@ -185,12 +185,13 @@ class _LongLinear(nn.Linear):
         with torch.autocast(x.device.type, enabled=False): return super().forward(x.to(self.weight.dtype))
 
 def _rounded(net):
-    "A copy whose convolutions and linear layers hold bfloat16 weights, except for the last linear layer"
+    "A copy whose convolutions and linear layers hold bfloat16 weights, except for those that make the logits"
     net = deepcopy(net)
     linear = [m for m in net.modules() if type(m) is nn.Linear]
-    for m in [m for m in net.modules() if type(m) is nn.Conv2d]+linear[:-1]:
+    last = [m for m in linear if m.out_features==linear[-1].out_features]     # one a network, where several answer
+    for m in [m for m in net.modules() if type(m) is nn.Conv2d or m in linear and m not in last]:
         if m.weight.dtype==torch.float32: m.bfloat16()
-    for m in linear[-1:]: m.__class__ = _LongLinear
+    for m in last: m.__class__ = _LongLinear
     return net
 
 # %% ../../nbs/engine/fast_copies.ipynb #7f55ef6c
