@@ -68,7 +68,7 @@ class Windowed(WindowSettings):
         lo = m.min_area or min(room, m.max_area or 1.)
         m = replace(m, min_area=lo, max_area=m.max_area or max(room, lo))
         if m.min_area<1 or self.whole_class: return m
-        if m.attribution=='shapley': return replace(m, crops=1)        # all windows of the whole image are the same
+        if m.attribution=='shapley': return m._one_window()
         raise InfoUtilError(f"attribution '{m.attribution}' came and the windows are whole images, which have one "
                             "place only; "
                             "windows below the whole area are accepted; "
@@ -184,6 +184,16 @@ def ranked_by(cls:Windowed, settings):
 def moot(self:Windowed):
     "Settings that change nothing at this size: they say where windows lie, and a whole image has one place"
     return ('alpha', 'crops', 'estimator', 'budget', 'output', 'grid') if self.min_area==1 else ()
+
+@patch
+def _one_window(self:Windowed):
+    "All windows of the whole image are the same; what would have placed them is refused"
+    for k in self.moot:
+        v, default = getattr(self, k), type(self).__dataclass_fields__[k].default
+        if v!=default and (k, v)!=('crops', 1):
+            raise InfoUtilError(f"{k} {v} came and the windows are whole images, which {k} does not move; windows below "
+                                "the whole area are accepted; pass min_area (--min-area) or factor 2 (--factor 2)")
+    return replace(self, crops=1)
 
 @patch(cls_method=True)
 def published(cls:Windowed, settings):

@@ -114,6 +114,8 @@ def _number(s):
     try: return float(s)
     except ValueError: raise argparse.ArgumentTypeError(f"'{s}' came; a number is accepted") from None
 
+def _numbers(s): return tuple(_number(v.strip()) for v in s.split(','))
+
 def _names(s): return tuple(v.strip() for v in s.split(',') if v.strip())
 
 # %% ../nbs/46_command_line.ipynb #32ea4d43
@@ -136,7 +138,8 @@ _METAVARS = dict(out='PATH', test='DATA', message='TEXT')
 def _add(p, name, kind, default, text):
     "An option; where the default is None the help says what then happens"
     short = ['-o'] if name=='out' else []
-    metavar = _METAVARS.get(name) or {_whole: 'N', _wholes: 'N,N', _names: 'NAMES', _number: 'X'}.get(kind, 'NAME')
+    metavar = _METAVARS.get(name) or {_whole: 'N', _wholes: 'N,N', _names: 'NAMES', _number: 'X',
+                                      _numbers: 'X,X'}.get(kind, 'NAME')
     more = '' if default in (None, ()) else f' (default: {default})'
     p.add_argument(*short, f'--{name}', type=kind, default=default, metavar=metavar, help=text+more)
 
@@ -212,6 +215,8 @@ def _teacher_options(p):
     _add(p, 'early-epoch', _whole, None, 'epoch after which the early state is kept, 1 to --epochs; '
          'without it 10, or the last of a shorter run')
     _add(p, 'checkpoints', _wholes, (), 'more epochs after which to keep the state, such as 1,5,20')
+    _add(p, 'strengths', _numbers, (.65, .78, .9), 'parts of the last accuracy at which to keep states, too, '
+         'such as .5,.8')
     _add(p, 'lr', _number, None, '(peak) learning rate, above 0; '
          'without it 0.005 for one_cycle, and for paper 0.001 up to 32 px and 0.01 above')
     _add(p, 'schedule', str, 'one_cycle', 'one_cycle, or paper for a constant rate')
@@ -227,11 +232,13 @@ def run_teacher(
 )->None:      # Nothing; the directory is written
     "infoutil teacher"
     from infoutil.engine.outputs import check_apart
+    from infoutil.teacher import teacher_states
     from infoutil.training import train_teacher
     check_apart(a.out, a.data)
-    names = 'arch size epochs early_epoch lr schedule seed valid_frac checkpoints force bs precision on_error'.split()
+    names = ('arch size epochs early_epoch lr schedule seed valid_frac checkpoints strengths force bs precision '
+             'on_error').split()
     t = train_teacher(a.data, a.out, **{k:getattr(a, k) for k in names})
-    _say_first(f'{t}\nwritten to {a.out}: early and converged')
+    _say_first(f'{t}\nwritten to {a.out}: {", ".join(teacher_states(a.out))}')
 
 # %% ../nbs/46_command_line.ipynb #35883942
 def _distill_options(p):
@@ -260,18 +267,14 @@ def run_distill(
     from infoutil.methods import make_config
     from infoutil.engine.processes import together
     from infoutil.files import write_set
-    from infoutil.teacher import check_early, load_teacher
     check_apart(a.out, a.data, a.teacher)
     cfg = make_config(a.preset, a.method, **_given(a))
-    teacher, early = load_teacher(a.teacher), None
-    if (Path(a.teacher)/'early.json').exists():
-        early = load_teacher(a.teacher, 'early')
-        check_early(teacher, early)
+    teacher, states = _states_of(a, cfg)
     with ExitStack() as stack:
-        run = _enter_run(stack, a.out, _settings_of(a, cfg, teacher, early), a.force)
+        run = _enter_run(stack, a.out, _settings_of(a, cfg, teacher, states), a.force)
         if together(lambda: run.done): return _say_first(f'{a.out} was complete already')
-        ds = distill(a.data, teacher, early, cfg, valid_frac=a.valid_frac, work=run and run.folder,
-                     on_error=a.on_error, workers=a.workers, bs=a.bs)
+        ds = distill(a.data, teacher, None, cfg, valid_frac=a.valid_frac, work=run and run.folder,
+                     on_error=a.on_error, workers=a.workers, bs=a.bs, states=states)
         if run: write_set(ds, run.out, not a.no_teacher)
     if not run: return
     n = len(ds.meta.get('skipped', ()))
@@ -279,13 +282,26 @@ def run_distill(
     print(f"{ds}\n{ds.nbytes/1e6:.2f} MB of images and labels, written to {a.out}{left_out}")
 
 # %% ../nbs/46_command_line.ipynb #7c5e210e
-def _settings_of(a, cfg, teacher, early):
+def _settings_of(a, cfg, teacher, states):
     "What a run must go on with to end with the same bytes; each finished class knows its images, wherever they lie"
     from importlib.metadata import version
     versions = {k:version(k) for k in ('infoutil', 'torch', 'pillow')}
     return dict(config=cfg.settings(), data=Path(a.data).resolve().name, valid_frac=a.valid_frac, on_error=a.on_error,
                 no_teacher=a.no_teacher,
-                teacher=teacher.sha256, early=early and early.sha256, versions=versions)
+                teacher=teacher.sha256, states={n:t.sha256 for n,t in states.items()}, versions=versions)
+
+def _states_of(a, cfg):
+    "The teacher, and those of its other states that may label"
+    from infoutil.basics import check_choice
+    from infoutil.teacher import check_early, load_teacher, teacher_states
+    which, known = cfg.label_teacher, teacher_states(a.teacher)
+    if which=='by_ipc': wanted = {'early'}
+    elif which=='auto' or cfg.label_teachers: wanted = {*known}
+    else: wanted = {check_choice('label teacher', n, ['auto', 'by_ipc', *known]) for n in which.split('+')}
+    teacher = load_teacher(a.teacher)
+    states = {n:load_teacher(a.teacher, n) for n in known if n in wanted-{'converged'}}
+    for t in states.values(): check_early(teacher, t)
+    return teacher, states
 
 def _enter_run(stack, path, settings, force):
     "Open the run directory in the first process, for all of a group; a `Run` there, None in the others"
@@ -311,11 +327,12 @@ def _evaluate_options(p):
     _add(p, 'labels', str, None,
          "online (the set's teacher labels every view), stored (one label a patch), views (stored labels of every "
          "view, where the set has them) or hard; without it online, and hard under the protocol hard")
-    _add(p, 'protocol', str, 'rded',
-         'rded, paper (adds AutoAugment), rd3 (400 epochs of Adam in batches of 50), plain (no augmentation) or hard '
+    _add(p, 'protocol', str, 'best',
+         'best, best-long (3,000 epochs), rded, paper (adds AutoAugment), rd3 (400 epochs of Adam in batches of 50), '
+         'plain (no augmentation) or hard '
          '(cross-entropy on hard labels)')
     _add(p, 'epochs', _whole, None, "passes over the distilled set, 1 or more; "
-         "without it the protocol's (300, and 400 for rd3)")
+         "without it the protocol's (1000 for best, 300 for rded)")
     _add(p, 'repeats', _whole, 3, 'students to train, each from its own seed, 1 or more')
     _add(p, 'seed', _whole, 0, 'seed of the first student; the next has the next seed')
     _add_precision(p)
@@ -377,9 +394,10 @@ def _compare_options(p):
          "online (the label teacher labels every view), stored (one label a patch), views (stored labels of every "
          "view) or hard; without it online")
     _add(p, 'label-teachers', _names, None,
-         "early, converged, other states in the teacher's directory, all, or auto: early up to 10 images per class; "
-         "without it auto")
-    _add(p, 'protocols', _names, None, "students' recipes: rded, paper, rd3, plain, hard; without it rded")
+         "early, converged, other states in the teacher's directory, several as early+converged, all, auto: by a trial "
+         "for each number of images, or by_ipc: early up to 10 images per class; without it auto")
+    _add(p, 'protocols', _names, None, "students' recipes: best, best-long, rded, paper, rd3, plain, hard; "
+         "without it best")
     _add(p, 'archs', _names, None, "students' networks, such as convnet3,resnet18; without it the teacher's")
     _add(p, 'table', _whole, None,
          'take methods, images per class, labels and networks from this table of the paper: 1, 2, 6, 7, 8, 9, 10 or '
@@ -391,7 +409,7 @@ def _compare_options(p):
     _add(p, 'every', _whole, None, 'also measure every so many epochs, for curves and the best epoch')
     _add(p, 'test', str, None, 'real images to measure on; without it the test part of DATA')
     _add(p, 'jobs', _whole, None, 'processes side by side; without it as many as cores up to 4 on a CPU, 1 with a GPU')
-    _add_settings(p, but=('ipc', 'seed', 'label_teacher'))
+    _add_settings(p, but=('ipc', 'seed', 'label_teacher', 'label_teachers'))
     p.add_argument('--one-set', action='store_true',
                    help='distil once and repeat the student alone; '
                    'the spread then lacks what another draw of candidates would change')
@@ -425,7 +443,7 @@ def run_compare(
     check_apart(a.out, a.data, a.teacher)
     how = {k:getattr(a, k) for k in 'repeats seed epochs every one_set test valid_frac extend'.split()}
     frame = compare(a.data, a.teacher, a.out, **_axes_of(a), **how, jobs=_jobs(a.jobs),
-                    **_given(a, but=('ipc', 'seed', 'label_teacher')))
+                    **_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers')))
     print(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The '
           f'whole report: infoutil report {a.out}')
 
@@ -503,6 +521,8 @@ def run_demo(
     from infoutil.data import fetch_data, load_data
     from infoutil.evaluation import evaluate
     from infoutil.distillation import distill
+    from infoutil.label_teachers import try_label_teachers
+    from infoutil.labels import label_states
     from infoutil.training import train_teacher
     from infoutil.teacher import load_teacher
     t0 = time.time()
@@ -512,11 +532,14 @@ def run_demo(
         data = load_data('digits', dest=out)
         print('2. a teacher')
         train_teacher(data, out/'teacher', 'convnet3', 32, epochs=4, early_epoch=2)
-        teacher, early = load_teacher(out/'teacher'), load_teacher(out/'teacher', 'early')
-        print(f'3. {ipc} image a class by each method, and {repeats} students of each')
+        teacher = load_teacher(out/'teacher')
+        print('3. who of its states should label, by short students that are measured on training images')
+        states = label_states(teacher, None, out/'teacher')
+        who = try_label_teachers(data, states, ipc, epochs=epochs, images=300).label_teacher[0]
+        print(f'4. {ipc} image a class by each method with labels of {who}, and {repeats} students of each')
         rows = []
         for m in ('infoutil', 'rded', 'random'):
-            ds = distill(data, teacher, early, method=m, ipc=ipc)
+            ds = distill(data, teacher, states=states, label_teacher=who, method=m, ipc=ipc)
             ds.save(out/m)
             res = evaluate(ds, data, epochs=epochs, repeats=repeats)
             write_json(out/f'{m}.json', res.to_dict())

@@ -15,10 +15,10 @@ from .data import load_data
 from .models import arch_names
 from .teacher import check_classes, check_unseen, load_teacher, predict, teacher_states
 from .engine.measure import measure
-from .labels import label_epoch_for
+from .labels import label_epoch_for, label_states
 from .distilled_set import DistilledSet
-from .student import LABELS, PROTOCOLS
-from .label_teachers import check_archs, relabel
+from .student import RECIPE, LABELS, PROTOCOLS
+from .label_teachers import check_archs, relabel, try_label_teachers
 from .evaluation import evaluate, load_test, test_dl
 from .results import read_results
 from .methods import all_settings, get_method, make_config, Method, METHODS, read_setting, reads
@@ -43,9 +43,11 @@ def compare(
     methods=('infoutil', 'rded', 'random'),
     ipc=(1, 10),                    # Images per class
     labels=None,                    # Names in `student.LABELS`; None: online
-    # Checkpoints of the teacher's directory; 'auto', and None: early up to 10 images per class, else converged
+    # States of the teacher's directory, several as 'early+converged'; 'auto', and None: by trial, once for each IPC,
+    # see
+    # `label_teachers.try_label_teachers`; 'by_ipc': early up to 10 images per class, else converged
     label_teachers=None,
-    protocols=('rded',),            # Names in `student.PROTOCOLS`
+    protocols=(RECIPE,),            # Names in `student.PROTOCOLS`
     archs=None,                     # Students' networks, see `models.arch_names`; None: the teacher's
     repeats:int=3,                  # Students a cell, 1 or more; 3 or more give a spread
     seed:int=0,                     # Repeat r has seed + r: candidates, noise and student
@@ -66,6 +68,7 @@ def compare(
     bench = _bench(data, teacher, out, _methods(methods), settings, device, test, valid_frac, jobs,
                  ipc=ipc, labels=labels, label_teachers=label_teachers, protocols=protocols, archs=archs,
                  repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set)
+    _try_labels(bench, show_progress)
     config, about = _config_of(bench), lambda config: _about(bench, config)
     if not (bench.out/'compare.json').exists():
         if bench.out.is_dir(): _sweep(bench.out)
@@ -161,7 +164,7 @@ class Cell:
     ipc:int             # Images per class
     method:str          # Name of an `Entry`
     labels:str          # 'online', 'stored', 'views' or 'hard'
-    label_teacher:str   # A checkpoint of the teacher's directory; 'none' for hard labels
+    label_teacher:str   # A state of the teacher's directory, or several; 'none' for hard labels
     protocol:str        # A name in `PROTOCOLS`
     arch:str            # The student's network
 
@@ -173,7 +176,8 @@ def _cells(g):
                                             *(g[k] for k in ('ipc', 'methods', 'protocols', 'labels', 'label_teachers',
                                                              'archs'))):
         l = PROTOCOLS[p].labels or l
-        t = label_epoch_for(ipc) if t=='auto' else t
+        if t=='by_ipc': t = label_epoch_for(ipc)
+        elif t=='auto': t = g['auto'].get(str(ipc), t)
         out[Cell(seed, ipc, m, l, 'none' if l=='hard' else t, p, a)] = None
     return list(out)
 
@@ -218,24 +222,19 @@ def _check_method(e, g, shared, teacher, data):
     for ipc in g['ipc']:
         m = e.config(ipc, g['seed'], shared).fit(teacher.size)
         if not m.make: check_supply(data, m)
-    if e.choose: return
-    moot = [k for k in m.moot if k in e.settings]
-    if moot:
-        raise InfoUtilError(f"{moot[0]} came in '{e.name}' and its windows are whole images, which {moot[0]} does not "
-                            "move; windows below the whole area are accepted; "
-                            "pass factor 2 (--factor 2) or max_area (--max-area)")
-    m.needs(teacher)
+    if not e.choose: m.needs(teacher)
 
 def _check_axes(g, states):
     "Refuse names that are none"
     for l in g['labels']: check_choice('labels', l, LABELS)
     for p in g['protocols']: check_choice('protocol', p, PROTOCOLS)
-    for t in g['label_teachers']: check_choice('label teacher', t, ['auto', *states])
+    for t in (t for ts in g['label_teachers'] for t in ts.split('+')):
+        check_choice('label teacher', t, ['auto', 'by_ipc', *states])
     for k, least in (('repeats', 1), ('epochs', 1), ('every', 1)):
         if g[k] is not None and (not isinstance(g[k], int) or g[k]<least):
             raise InfoUtilError(f"{k} {g[k]} came; {least} or more is accepted; raise {k} (--{k})")
-    if 'auto' in g['label_teachers'] and 'early' not in states and min(g['ipc'])<=10:
-        raise TeacherError("label teacher 'auto' takes the early state up to 10 images per class and the teacher's "
+    if 'by_ipc' in g['label_teachers'] and 'early' not in states and min(g['ipc'])<=10:
+        raise TeacherError("label teacher 'by_ipc' takes the early state up to 10 images per class and the teacher's "
                            "directory holds none; name another (--label-teachers converged), or train with an early "
                            "state")
 
@@ -265,7 +264,7 @@ def _check_read(g, methods, settings, labels, label_teachers):
                             f"soft labels under another protocol are accepted; leave {', '.join(unused)} out")
 
 # %% ../nbs/41_comparison.ipynb #593692aa
-_GROWS = ('methods', 'ipc', 'labels', 'label_teachers', 'protocols', 'archs', 'repeats', 'teachers')
+_GROWS = ('methods', 'ipc', 'labels', 'label_teachers', 'protocols', 'archs', 'repeats', 'teachers', 'auto')
 
 def _difference(old, new):
     "What differs between two sets of settings, in words"
@@ -310,9 +309,11 @@ def _read_grid(file):
     if not isinstance(old, dict) or old.get('schema')!=SCHEMA:
         raise OutputError(f"{file} has schema {old.get('schema') if isinstance(old, dict) else old!r}; "
                           f"{SCHEMA} is accepted; choose another directory, or another version of infoutil")
-    if not isinstance(old.get('config'), dict) or not set(_GROWS)<=set(old['config']):
+    if not isinstance(old.get('config'), dict) or not set(_GROWS)-{'auto'}<=set(old['config']):
         raise OutputError(f"{file} lacks settings of a comparison; the file that was written is accepted; "
                           "choose another directory (-o)")
+    c = old['config']                    # of older versions `auto` was the rule by IPC
+    if 'auto' not in c: c |= dict(auto={}, label_teachers=['by_ipc' if t=='auto' else t for t in c['label_teachers']])
     return old
 
 _SINCE = ('training_files', 'evaluation_labels')      # settings that older versions did not keep
@@ -331,7 +332,7 @@ def _open_grid(path, config, about, extend):
                           "(--extend)")
     if odd:
         new = about(config)
-        write_json(file, {**new, 'label_teachers': {**old.get('label_teachers', {}), **new['label_teachers']}})
+        write_json(file, {**new, **{k: {**old.get(k, {}), **new[k]} for k in ('label_teachers', 'label_trials')}})
 
 SCHEMA = 1   # version of compare.json and of the lines of results.jsonl
 
@@ -388,7 +389,7 @@ def _labelled(bench, ds, c):
     with measure(bench.on) as stage:
         ds = relabel(ds, t, c.label_teacher)
         if c.labels=='views': ds = ds.with_view_labels(c.protocol, c.arch, bench.g['epochs'], c.seed)
-    weights = (bench.dir/f'{c.label_teacher}.safetensors').stat().st_size
+    weights = sum((bench.dir/f'{n}.safetensors').stat().st_size for n in c.label_teacher.split('+'))
     nbytes = dict(online=0, stored=2*ds.labels.numel(), views=0 if ds.views is None else ds.views.nbytes)[c.labels]
     cost = dict(label=dict(seconds=round(stage.seconds, 3), peak_bytes=stage.peak_bytes))
     return ds, cost, dict(labels=nbytes, teacher=weights if c.labels=='online' else 0)
@@ -510,6 +511,7 @@ def _about(bench, config):
                 test_images=len(bench.split),
                 teacher={**tell(teacher), 'seconds': rec and rec.seconds, 'peak_bytes': rec and rec.peak_bytes},
                 label_teachers={w:tell(bench.teacher(w)) for w in used},
+                label_trials=bench.held.get('label trials', {}),
                 versions=dict(torch=torch.__version__), device=_where(bench.on))
 
 # %% ../nbs/41_comparison.ipynb #f2c9fd42
@@ -559,6 +561,20 @@ def _bench(data, teacher, out, methods, settings, device, test, valid_frac, jobs
     for e in methods.values(): _check_method(e, g, settings, judge, data)
     return Bench(data, Path(teacher), Path(out), settings, g, methods, split, device)
 
+def _try_labels(bench, show_progress):
+    "Find out who labels at each IPC, where that is left open and was not found out before"
+    g, file = bench.g, bench.out/'compare.json'
+    if 'auto' not in g['label_teachers'] or all(c.labels=='hard' for c in _cells(g)): return
+    before = _read_grid(file)['config']['auto'] if file.exists() else {}
+    g['auto'] |= {k:v for k,v in before.items() if int(k) in g['ipc']}
+    if todo := [ipc for ipc in g['ipc'] if str(ipc) not in g['auto']]:
+        known = label_states(bench.teacher(), None, bench.dir)
+        try_one = lambda ipc: try_label_teachers(bench.data, known, ipc, arch=g['archs'][0], protocol=g['protocols'][0],
+                                                 epochs=g['epochs'], seed=g['seed'], show_progress=show_progress)
+        tried = {str(ipc): try_one(ipc).to_dict('records') if len(known)>1 else [] for ipc in todo}
+        bench.held['label trials'] = tried
+        g['auto'] |= {k: rows[0]['label_teacher'] if rows else 'converged' for k,rows in tried.items()}
+
 def _grid(axes, methods, judge, data):
     "The axes with their defaults"
     own = dict(labels='online', label_teachers='auto')
@@ -566,7 +582,7 @@ def _grid(axes, methods, judge, data):
     epochs = data.spec.epochs if axes['epochs'] is None and data.spec else axes['epochs']
     names = {k:_unique(k.replace('_', ' '), axes[k] or own.get(k)) for k in ('labels', 'label_teachers', 'protocols')}
     return dict(methods=list(methods), ipc=_unique('ipc', axes['ipc'], int), **names, archs=_unique('archs', archs),
-                epochs=epochs,
+                epochs=epochs, auto={},
                 **{k:axes[k] for k in ('repeats', 'seed', 'every', 'one_set')})
 
 def _own_arch(teacher):

@@ -11,7 +11,7 @@ __all__ = ['continual', 'SelectOutputs', 'take_classes', 'step_sizes', 'class_or
 from .basics import *
 from .data import Split
 from .distilled_set import DistilledSet
-from .student import recipe, REGIMES, student_arch
+from .student import RECIPE, recipe, REGIMES, student_arch
 from .evaluation import evaluate, mean_std, real_dl, test_dl
 import math
 from dataclasses import replace
@@ -28,7 +28,7 @@ def continual(
     orders=5,                # See `class_orders`
     arch:str=None,           # Student; None: the network that judged the set
     labels:str=None,         # 'online', 'stored', 'hard', ..., not bound to the views of a run; None: the protocol's
-    protocol='rded',         # A name in `student.PROTOCOLS`, or a `Protocol`
+    protocol=RECIPE,         # A name in `student.PROTOCOLS`, or a `Protocol`
     epochs:int=None,         # Of the student of every step, 1 or more; None: the protocol's 300
     seed:int=0,              # Order r and its students have seed + r
     valid_frac:float=None,   # See `evaluation.load_test`

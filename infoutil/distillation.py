@@ -17,14 +17,14 @@ from .engine.class_runs import in_step, Meter, run_classes, Shelf, unfinished, W
 from .data import Candidates, draw_candidates, draw_readable, ImageData, read_ahead, read_candidates
 from .images import check_images
 from .engine.seen_images import digests
-from .labels import label_epoch_for, patch_labels
+from .labels import label_epoch_for, label_states, neighbours, one_label_teacher, patch_labels
 from .methods import check_reads, make_config, map_settings, Method, METHODS
 from .engine.processes import gather_all, together, world
 from .selection import concat_crops, Crops, take_crops
 from .engine.settle import ExactJudge, open_windows, round_maps, round_scores
 from .distilled_set import DistilledSet
 from .mosaics import make_mosaics, provenance
-from .teacher import check_classes, check_early, ON_ERROR, preflight as check_on_images, Teacher
+from .teacher import check_classes, ON_ERROR, preflight as check_on_images, Teacher
 from .engine.outputs import load_part, save_part
 from .training import load_together
 import infoutil.coresets, infoutil.rded, infoutil.sre2l      # their methods register themselves
@@ -40,13 +40,13 @@ from torch import Tensor
 def distill(
     data,                        # Folder, name in `data.SPECS`, or `ImageData`
     teacher:Teacher,             # Converged teacher: attributes, scores, judges
-    # Early teacher, for labels at small IPC; None: `teacher` labels everything, unless the early one is asked for
+    # Early teacher, for labels at small IPC; None: `teacher` labels everything, unless another state is asked for
     early:Teacher=None,
     # A method with its settings, such as `InfoUtil(ipc=1)`; None: the one that `kwargs` say
     cfg:Method=None,
     # See `data.load_folder`; the held-out part is never a candidate; None: what the teacher was trained with
     valid_frac:float=None,
-    preflight:bool=True,         # Check the teacher on real images first
+    preflight:bool=True,         # Check the teacher, and who labels, on real images first
     # A method of your own, `choose(cands, n, teacher, cfg) -> Crops`; None: the one that `cfg` names
     choose=None,
     # Folder in which attribution maps are kept for other runs that need the same; None: nothing is kept
@@ -63,6 +63,8 @@ def distill(
     # last digits of scores, and with them near ties
     bs:int=None,
     show_progress:bool=True,     # A progress bar over classes
+    # More states to label with where `label_teacher` asks for them: name -> `Teacher`, or a teacher's directory
+    states=None,
     # Where `cfg` is None: `method`, a name in `METHODS` or a method with its settings, `preset`, and settings
     **kwargs,
     # Images, labels, label teacher and where every patch came from; None in all processes of a group but the first
@@ -71,7 +73,8 @@ def distill(
     m = _method_of(cfg, choose, kwargs)
     _check_call(m, teacher, on_error, workers, bs)
     job = Job(m.fit(teacher.size), teacher, bs=bs, cache=cache, reading=workers or max(1, min(4, _cores()-1)))
-    _admit(job, data, early, valid_frac, preflight, on_error, workers or min(4, _cores()))
+    _admit(job, data, valid_frac, preflight, on_error, workers or min(4, _cores()))
+    _name_labeller(job, early, states, preflight, on_error, show_progress)
     if m.make: return _run_maker(job, work, show_progress)
     return _run_choice(job, work, workers or min(4, _cores()), show_progress)
 
@@ -85,6 +88,7 @@ class Job:
     data:ImageData=None
     labeller:Teacher=None
     which:str=None         # Name of the labeller
+    trial:list=None        # A row a label teacher that was tried, best first; None: there was no trial
     drawn:dict=None        # Candidates of every class: class -> files
     skipped:dict=None      # Images that cannot be read, and why
     read:object=None       # `read(label, files) -> Candidates`
@@ -326,28 +330,34 @@ def _check_call(m, teacher, on_error, workers, bs):
                             f"{', '.join(n for n,c in METHODS.items() if c.batched)} do; leave bs (--bs) out")
 
 # %% ../nbs/22_distillation.ipynb #e152399f
-def _admit(job, data, early, valid_frac, preflight, on_error, workers):
-    "Data, label teacher and candidates of a run; whatever does not fit is refused"
+def _admit(job, data, valid_frac, preflight, on_error, workers):
+    "Data and candidates of a run; whatever does not fit is refused"
     m, teacher = job.method, job.teacher
     job.data = data = load_together(data, held_out_fraction(data, valid_frac, teacher))
     check_classes(teacher.classes, data.classes)
     m.needs(teacher)
-    job.labeller, job.which = _label_teacher(m, teacher, early)
     job.drawn, job.skipped = ({0: ()}, {}) if m.make else _files_of(data, m, on_error, workers)
     job.read = lambda c, files: read_candidates(data, c, files, teacher.size, m.seed, job.reading)
     if not m.make and m.per_part: check_supply(data, m, job.drawn)
     if preflight: together(lambda: check_on_images(teacher, data, on_error))
 
-def _label_teacher(m, teacher, early):
-    "Who labels, and its name"
-    which = label_epoch_for(m.ipc) if m.label_teacher=='auto' else m.label_teacher
-    if which=='converged': return teacher, which
-    if early is not None:
-        check_early(teacher, early)
-        return early, which
-    if m.label_teacher=='auto': return teacher, 'converged'
-    raise TeacherError("labels of the early teacher were asked for and none came; "
-                       "pass early=load_teacher(path, 'early'), or label_teacher='converged'")
+def _name_labeller(job, early, states, preflight, on_error, show_progress):
+    "Who labels"
+    m, teacher = job.method, job.teacher
+    which = m.label_teacher
+    by_ipc, several = which=='by_ipc', which=='auto' or m.label_teachers
+    known = label_states(teacher, early, states, None if several else ['early'] if by_ipc else which.split('+'))
+    if by_ipc: which = label_epoch_for(m.ipc) if 'early' in known else 'converged'
+    if which=='auto' and len(known)==1: which = 'converged'
+    elif which=='auto':
+        tried = later('label_teachers', 'try_label_teachers')
+        job.trial = together(lambda: tried(job.data, known, m.ipc, m.label_teachers, seed=m.seed,
+                                           show_progress=show_progress).to_dict('records'))
+        which = job.trial[0]['label_teacher']
+    elif m.label_teachers: which = neighbours(known, which, m.label_teachers)
+    job.labeller, job.which = one_label_teacher(known, which), which
+    if preflight and job.labeller is not teacher: together(lambda: check_on_images(job.labeller, job.data, on_error))
+
 
 # %% ../nbs/22_distillation.ipynb #bffdfc0e
 def held_out_fraction(
@@ -457,6 +467,7 @@ def _assemble(job, shelf, before):
                 data=data.spec.name if data.spec else data.root.resolve().name, label_teacher=job.which,
                 judge=about(judge),
                 held_out=data.held_out, seconds=seconds, stages=stages)
+    if job.trial: meta['label_trial'] = job.trial
     if job.skipped: meta['skipped'] = [dict(file=f, reason=why) for f,why in job.skipped.items()]
     y = torch.arange(data.n_classes).repeat_interleave(m.ipc)
     return DistilledSet(images=images, y=y, classes=data.classes, labels=logits, teacher=job.labeller, meta=meta,

@@ -15,7 +15,7 @@ from .data import ImageData, list_split, load_data, Split, train_part
 from .loaders import ImageItems
 from .images import check_images
 from .distilled_set import DistilledSet
-from .student import recipe, student_arch, student_learner
+from .student import RECIPE, recipe, student_arch, student_learner
 import math, statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, asdict
@@ -54,8 +54,8 @@ def evaluate(
     test,                    # Real images: a `data.Split`, what `load_test` takes, or a loader of `test_dl`
     arch:str=None,           # Student; None: the network that judged the set
     labels:str=None,         # One of `student.REGIMES`; None: the protocol's, else 'online'
-    protocol='rded',         # A name in `student.PROTOCOLS`, or a `Protocol`
-    epochs:int=None,         # 1 or more; None: the protocol's 300
+    protocol=RECIPE,         # A name in `student.PROTOCOLS`, or a `Protocol`
+    epochs:int=None,         # 1 or more; None: the protocol's
     repeats:int=3,           # Students, 1 or more
     seed:int=0,              # Repeat r has seed + r
     every:int=None,          # Also measure every so many epochs, for curves and the best epoch

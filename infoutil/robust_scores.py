@@ -11,7 +11,7 @@ __all__ = ['CASES', 'hard_label_recovery', 'improvement_over_random', 'label_rob
 # %% ../nbs/31_robust_scores.ipynb #0e74515b
 from .basics import *
 from .distilled_set import DistilledSet
-from .student import Protocol, PROTOCOLS, recipe, student_arch, student_learner
+from .student import RECIPE, Protocol, PROTOCOLS, recipe, student_arch, student_learner
 from .evaluation import evaluate, Result, test_dl
 import math, statistics
 from dataclasses import dataclass, asdict, replace
@@ -166,7 +166,7 @@ def robust_scores(
     real_accuracy,           # After training on all real images with hard labels, see `scores_of`
     arch:str=None,           # Student; None: the network that judged the set
     labels:str=None,         # The method's labels, see `evaluation.evaluate`
-    protocol='rded',         # The method's recipe: a name in `student.PROTOCOLS`, or a `Protocol`
+    protocol=RECIPE,         # The method's recipe: a name in `student.PROTOCOLS`, or a `Protocol`
     plain=None,              # Its recipe without augmentation; None: `without_augmentation`
     hard=None,               # Recipe of hard-label students; None: `plain` at temperature 1
     epochs:int=None,         # Of all students, 1 or more; None: the recipe's

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 from fastai.learner import Learner
-import infoutil.data, infoutil.distillation, infoutil.training
+import infoutil.data, infoutil.distillation, infoutil.label_teachers, infoutil.training
 from infoutil.command_line import _parser, COMMANDS, main
 from infoutil.basics import rng
 from infoutil.data import load_data
 from infoutil.models import get_model
 from infoutil.distilled_set import DistilledSet
+from infoutil.labels import patch_labels
 from infoutil.teacher import load_teacher, save_teacher, Teacher
 import ready
 
@@ -33,10 +34,34 @@ def world(tmp_path_factory):
     d = tmp_path_factory.mktemp('cli')
     make_folder(d/'data')
     assert main(['teacher', f'{d}/data', '-o', f'{d}/teacher', '--size', '32', '--epochs', '2', '--early-epoch', '1', '--bs', '6', '--precision', 'float32'])==0
-    assert main(['distill', f'{d}/data', '--teacher', f'{d}/teacher', '-o', f'{d}/set', '--ipc', '1', '--candidates', '4'])==0
+    assert main(['distill', f'{d}/data', '--teacher', f'{d}/teacher', '-o', f'{d}/set', '--ipc', '1', '--candidates', '4', '--label-teacher', 'by_ipc'])==0
     return d
 
 def tree(d): return {p.relative_to(d).as_posix():(p.stat().st_size, p.stat().st_mtime_ns) for p in Path(d).rglob('*')}
+
+def test_label_teachers_by_name_by_number_and_by_trial(world, tmp_path, capsys, monkeypatch):
+    "The set says who labels it, and holds it"
+    real = infoutil.label_teachers.try_label_teachers
+    monkeypatch.setattr(infoutil.label_teachers, 'try_label_teachers', lambda *a, **kw: real(*a, **kw, views=1))
+    def made(*more):
+        out = tmp_path/f'{len(list(tmp_path.iterdir()))}'
+        argv = ['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{out}', '--method', 'random', '--ipc', '1']
+        assert main([*argv, *more])==0
+        return DistilledSet.load(out, device='cpu')
+    both = made('--label-teacher', 'early+converged')
+    assert both.meta['label_teacher']=='early+converged' and len(both.teacher.model.nets)==2
+    assert torch.equal(made('--label-teacher', 'early', '--label-teachers', '2').labels, both.labels)
+    one = [load_teacher(world/'teacher', n, device='cpu') for n in ('early', 'converged')]
+    z = torch.stack([patch_labels(t.model, both.images, 1, t.mean, t.std) for t in one]).mean(0)
+    torch.testing.assert_close(both.labels.float(), z, rtol=2e-3, atol=2e-3)
+    found = made()                                               # by trial, unless asked otherwise
+    assert [r['label_teacher'] for r in found.meta['label_trial']][0]==found.meta['label_teacher']
+    assert 'labels of early+converged: ' in capsys.readouterr().out
+
+def test_label_teachers_that_are_not_there(world, tmp_path, refused):
+    err = refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--label-teacher', 'early+convergd')
+    assert "did you mean 'converged'" in err
+    assert 'keep more states' in refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--label-teachers', '9')
 
 class Worked(Exception): "Long work began"
 
@@ -313,7 +338,7 @@ def evaluated(path, labels, protocol, repeats, seed=0):
 @pytest.mark.parametrize('method', ['infoutil', 'rded', 'random'])
 def test_each_method_end_to_end(world, tmp_path, capsys, method):
     s = tmp_path/'s'
-    assert main(['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{s}', '--method', method, '--ipc', '1', '--candidates', '4'])==0
+    assert main(['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{s}', '--method', method, '--ipc', '1', '--candidates', '4', '--label-teacher', 'by_ipc'])==0
     about = json.loads((s/'infoutil.json').read_text(encoding='utf-8'))
     assert about['method']==method and about['config']['candidates']==4 and about['label_teacher']=='early' and about['factor']==1
     assert len(list((s/'train').glob('*/*.png')))==3 and len((s/'provenance.jsonl').read_text().splitlines())==3
@@ -337,12 +362,12 @@ def test_teacher_directory(world):
         assert meta['classes']==list(CLASSES) and meta['size']==32 and meta['epoch']==epoch and 0<=meta['accuracy']<=1 and meta['arch']=='convnet3' and len(meta['sha256'])==64
 
 def test_a_set_without_teacher_trains_on_stored_labels(world, tmp_path):
-    assert main(['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{tmp_path}/s', '--ipc', '1', '--factor', '2', '--candidates', '4', '--no-teacher'])==0
+    assert main(['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{tmp_path}/s', '--ipc', '1', '--factor', '2', '--candidates', '4', '--no-teacher', '--label-teacher', 'by_ipc'])==0
     assert not (tmp_path/'s/teacher').exists()
     assert main(['evaluate', f'{tmp_path}/s', '--test', f'{world}/data/test', '--labels', 'stored', '--epochs', '2', '--repeats', '1'])==0
 
 def test_force_replaces_an_older_result(world, tmp_path):
-    argv = ['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{tmp_path}/s', '--method', 'random', '--candidates', '4']
+    argv = ['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{tmp_path}/s', '--method', 'random', '--candidates', '4', '--label-teacher', 'by_ipc']
     assert main([*argv, '--ipc', '1'])==0
     assert main([*argv, '--ipc', '2', '--force'])==0
     assert DistilledSet.load(tmp_path/'s').ipc==2 and [p.name for p in tmp_path.iterdir()]==['s']
@@ -350,7 +375,7 @@ def test_force_replaces_an_older_result(world, tmp_path):
 def test_another_student_and_held_out_images(world, tmp_path):
     "A student of another network, measured on the part of the training images that --valid-frac held out"
     frac = ['--valid-frac', '.25']
-    assert main(['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{tmp_path}/s', '--method', 'random', '--ipc', '1', *frac])==0
+    assert main(['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{tmp_path}/s', '--method', 'random', '--ipc', '1', '--label-teacher', 'by_ipc', *frac])==0
     held = {f for f in load_data(world/'data', .25).valid.files}
     used = {json.loads(l)['source'] for l in (tmp_path/'s/provenance.jsonl').read_text().splitlines()}
     assert len(held)==9 and not used&held
@@ -361,7 +386,7 @@ def test_another_student_and_held_out_images(world, tmp_path):
 def test_two_classes_and_few_validation_images(tmp_path, capsys):
     "Few images prove little: a perfect teacher passes the preflight, one that is right on them by luck does not"
     def distil(data): return main(['distill', f'{tmp_path}/{data}', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s_{data}',
-                                   '--method', 'random', '--ipc', '1'])
+                                   '--method', 'random', '--ipc', '1', '--label-teacher', 'by_ipc'])
     make_folder(tmp_path/'data', CLASSES[:2], train=6, test=3)
     assert main(['teacher', f'{tmp_path}/data', '-o', f'{tmp_path}/t', '--size', '32', '--epochs', '8', '--early-epoch', '1', '--bs', '6', '--precision', 'float32'])==0
     assert load_teacher(tmp_path/'t').accuracy==1
@@ -379,7 +404,7 @@ def test_a_plain_folder_is_not_measured_on_its_training_images(tmp_path, capsys)
     make_folder(tmp_path/'d', train=20, test=1)
     photos = tmp_path/'d/train'
     assert main(['teacher', f'{photos}', '-o', f'{tmp_path}/t', '--size', '32', '--epochs', '4', '--early-epoch', '1', '--bs', '12', '--precision', 'float32'])==0
-    assert main(['distill', f'{photos}', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s', '--method', 'random', '--ipc', '1'])==0
+    assert main(['distill', f'{photos}', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s', '--method', 'random', '--ipc', '1', '--label-teacher', 'by_ipc'])==0
     status = main(['evaluate', f'{tmp_path}/s', '--test', f'{photos}', '--epochs', '1', '--repeats', '1', '-o', f'{tmp_path}/r.json'])
     assert status==1 or json.loads((tmp_path/'r.json').read_text())['config']['test_images']==12
 
@@ -412,7 +437,7 @@ def test_help_names_every_choice():
     from infoutil import attribution, gradient_norms, methods, selection, student, training
     text = {(n, a.dest):a.help for n,p in subcommands().items() for a in p._actions}
     known = {('distill', 'method'): methods.METHODS, ('distill', 'preset'): methods.presets(methods.METHODS['infoutil']), ('distill', 'score'): gradient_norms.SCORES, ('distill', 'end'): selection.ENDS,
-             ('distill', 'estimator'): attribution.ESTIMATORS, ('distill', 'label_teacher'): methods.LABEL_TEACHERS, ('teacher', 'schedule'): training.SCHEDULES,
+             ('distill', 'estimator'): attribution.ESTIMATORS, ('distill', 'label_teacher'): ('auto', 'by_ipc'), ('teacher', 'schedule'): training.SCHEDULES,
              ('evaluate', 'protocol'): student.PROTOCOLS, ('evaluate', 'labels'): student.LABELS,
              ('compare', 'protocols'): student.PROTOCOLS, ('compare', 'labels'): student.LABELS}
     for k,names in known.items():

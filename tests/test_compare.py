@@ -22,7 +22,7 @@ def world(few, tmp_path_factory):
     train_teacher(data, d/'teacher', 'convnet3_32', 32, epochs=4, early_epoch=1, checkpoints=(1, 2), bs=16, show_progress=False, device='cpu')
     return dict(dir=d, data=data, folder=str(few), teacher=str(d/'teacher'))
 
-small = dict(ipc=[1], epochs=1, candidates=6, repeats=1, show_progress=False, device='cpu')
+small = dict(ipc=[1], epochs=1, candidates=6, repeats=1, label_teachers=['by_ipc'], show_progress=False, device='cpu')
 
 def lines(out): return [json.loads(l) for l in (Path(out)/'results.jsonl').read_text().splitlines()]
 
@@ -56,10 +56,41 @@ def test_workers_find_what_one_process_finds(world, tmp_path):
     key = lambda t: t.sort_values(['method', 'labels', 'seed'])[['method', 'labels', 'seed', 'accuracy']].values.tolist()
     assert key(one)==key(two) and len(one)==3*3*2 and set(one.method)=={'random', 'dark', 'infoutil'}
 
+def test_who_labels_is_tried_once_for_each_number_of_images(world, tmp_path, monkeypatch):
+    "Cells, bytes and record name the winner; what was found out is kept when the comparison goes on or grows"
+    import infoutil.comparison as C
+    asked, real = [], C.try_label_teachers
+    def tried(data, known, ipc, **kw):
+        asked.append(ipc)
+        return real(data, known, ipc, views=10, images=30, **{**kw, 'epochs': 2})
+    monkeypatch.setattr(C, 'try_label_teachers', tried)
+    kw = {**{k:v for k,v in small.items() if k!='label_teachers'}, 'methods': ['random']}
+    frame = compare(world['data'], world['teacher'], tmp_path/'c', **kw)
+    g = json.loads((tmp_path/'c'/'compare.json').read_text())
+    rows = g['label_trials']['1']
+    assert asked==[1] and rows[0]['accuracy']==max(r['accuracy'] for r in rows) and len(rows)>3
+    assert frame.label_teacher.item()==rows[0]['label_teacher']==g['config']['auto']['1']
+    sizes = [(Path(world['teacher'])/f'{n}.safetensors').stat().st_size for n in rows[0]['label_teacher'].split('+')]
+    assert lines(tmp_path/'c')[0]['bytes']['teacher']==sum(sizes)
+    compare(world['data'], world['teacher'], tmp_path/'c', **kw)
+    frame = compare(world['data'], world['teacher'], tmp_path/'c', **{**kw, 'ipc': [1, 2]}, extend=True)
+    assert asked==[1, 2] and len(frame)==2
+    assert set(json.loads((tmp_path/'c'/'compare.json').read_text())['label_trials'])=={'1', '2'}
+
+def test_a_comparison_of_an_older_version_goes_on(world, tmp_path):
+    "Its `auto` was the rule by the number of images"
+    compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small)
+    file = tmp_path/'c'/'compare.json'
+    g = json.loads(file.read_text())
+    del g['config']['auto']
+    g['config']['label_teachers'] = ['auto']
+    file.write_text(json.dumps(g))
+    assert len(compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **small))==1
+
 @pytest.mark.slow
 def test_killed_and_started_again(world, tmp_path):
     "SIGKILL between two students: what is finished stays, is not repeated, and the rest comes out as in an undisturbed run"
-    kw = ['compare', world['folder'], '--teacher', world['teacher'], '--methods', 'rded', '--ipc', '1,2', '--epochs', '2', '--candidates', '6', '--repeats', '1', '--jobs', '1']
+    kw = ['compare', world['folder'], '--teacher', world['teacher'], '--methods', 'rded', '--ipc', '1,2', '--epochs', '2', '--candidates', '6', '--repeats', '1', '--jobs', '1', '--label-teachers', 'by_ipc']
     out, whole = tmp_path/'killed', tmp_path/'whole'
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     p = ready.Process('module', ['infoutil', *kw, '-o', out], env)
@@ -80,7 +111,7 @@ def test_killed_and_started_again(world, tmp_path):
     assert [bare(r) for r in sorted(lines(out), key=key)]==[bare(r) for r in sorted(lines(whole), key=key)]
 
 def test_label_teachers_share_images(world, tmp_path):
-    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], label_teachers=['early', 'converged', 'epoch_001'], **small)
+    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], **{**small, 'label_teachers': ['early', 'converged', 'epoch_001']})
     assert frame['set'].nunique()==1 and frame.label_epoch.tolist()==[1, 4, 1]
     a, b = [frame[frame.label_teacher==t].accuracy.item() for t in ('early', 'epoch_001')]
     assert a==b                                                # the same state under two names
@@ -119,7 +150,7 @@ def test_two_runs_in_one_directory(world, tmp_path):
     assert not any(p.exists() for p in left) and all(p.exists() for p in own)
 
 def test_refused_on_the_command_line(world, tmp_path, capsys):
-    run = lambda *more: (main(['compare', world['folder'], '--teacher', world['teacher'], '-o', str(tmp_path/'c'), '--epochs', '1', '--candidates', '6', '--ipc', '1', *more]), capsys.readouterr().err)
+    run = lambda *more: (main(['compare', world['folder'], '--teacher', world['teacher'], '-o', str(tmp_path/'c'), '--epochs', '1', '--candidates', '6', '--ipc', '1', '--label-teachers', 'by_ipc', *more]), capsys.readouterr().err)
     for more, words in ((('--methods', 'rdde'), "did you mean 'rded'"), (('--archs', 'convnet33'), "did you mean 'convnet3'"), (('--table', '5'), 'table 5 came'), (('--ipc', '1,x'), 'whole number'),
                         (('--ipc', '7'), 'lower ipc'), (('--repeats', '0'), '1 or more'), (('--test', str(Path(world['folder'])/'train')), 'trained on'), (('--methods', 'sre2l', '--label-teachers', 'late'), "unknown label teacher 'late'")):
         status, err = run(*more)

@@ -19,7 +19,7 @@ from infoutil.teacher import save_teacher
 @pytest.fixture(scope='session')
 def world(digits): return digits
 
-small = dict(ipc=1, candidates=6, precision='float32', show_progress=False, preflight=False)
+small = dict(ipc=1, candidates=6, precision='float32', label_teacher='by_ipc', show_progress=False, preflight=False)
 
 def tree(d): return {p.relative_to(d).as_posix():p.read_bytes() for p in Path(d).rglob('*') if p.is_file() and p.name!='run.json'}
 

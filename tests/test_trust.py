@@ -26,7 +26,7 @@ def one_thread():
     yield
     torch.set_num_threads(had)
 
-small = dict(ipc=1, candidates=4, factor=2, show_progress=False, preflight=False)
+small = dict(ipc=1, candidates=4, factor=2, label_teacher='by_ipc', show_progress=False, preflight=False)
 
 def tree(d):
     "Every file of a set but the one that holds times, byte for byte"
@@ -34,7 +34,7 @@ def tree(d):
 
 def saved(ds, path): ds.save(path); return tree(path)
 
-def command(world, out, *more): return ['distill', str(world['folder']), '--teacher', str(world['dir']/'teacher'), '-o', str(out), '--ipc', '1', '--factor', '2', '--candidates', '4', '--no-teacher', *map(str, more)]
+def command(world, out, *more): return ['distill', str(world['folder']), '--teacher', str(world['dir']/'teacher'), '-o', str(out), '--ipc', '1', '--factor', '2', '--candidates', '4', '--no-teacher', '--label-teacher', 'by_ipc', *map(str, more)]
 
 def start(args, n=1, **kw):
     "The command in `n` processes"
@@ -165,7 +165,7 @@ def test_processes_change_no_byte_of_other_methods(world, tmp_path, more):
     if '--on-error' in more:
         data = shutil.copytree(world['folder'], tmp_path/'digits')
         for p in sorted((data/'train'/'3').iterdir())[::5]: p.write_bytes(p.read_bytes()[:60])
-    args = lambda out: ['distill', str(data), '--teacher', str(world['dir']/'teacher'), '-o', str(out), '--ipc', '2', *(() if 'sre2l' in more else ('--candidates', '40')), *more]
+    args = lambda out: ['distill', str(data), '--teacher', str(world['dir']/'teacher'), '-o', str(out), '--ipc', '2', '--label-teacher', 'by_ipc', *(() if 'sre2l' in more else ('--candidates', '40')), *more]
     assert main(args(tmp_path/'one'))==0
     code, text = finish(start(args(tmp_path/'many'), 3), 600)
     assert code==0, text
@@ -391,7 +391,7 @@ def test_skip_takes_the_next_image_and_lists_the_broken_ones(world, tmp_path, ca
     folder = shutil.copytree(world['folder'], tmp_path/'digits')
     broken = sorted((folder/'train'/'3').iterdir())[::5]
     for p in broken: p.write_bytes(p.read_bytes()[:60])
-    args = lambda out, *more: ['distill', str(folder), '--teacher', str(world['dir']/'teacher'), '-o', str(tmp_path/out), '--ipc', '1', '--candidates', '20', *more]
+    args = lambda out, *more: ['distill', str(folder), '--teacher', str(world['dir']/'teacher'), '-o', str(tmp_path/out), '--ipc', '1', '--candidates', '20', '--label-teacher', 'by_ipc', *more]
     assert main(args('a'))==1 and not (tmp_path/'a').exists() and not (tmp_path/'a.run').exists()
     assert broken[0].parent.name in (err:=capsys.readouterr().err) and 'cannot be read as an image' in err
     assert main(args('a', '--on-error', 'skip'))==0
