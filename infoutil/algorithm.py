@@ -74,6 +74,23 @@ class Windowed(WindowSettings):
                             "windows below the whole area are accepted; "
                             "pass min_area (--min-area) or factor 2 (--factor 2)")
 
+@patch(as_prop=True)
+def unread(self:Windowed):
+    "Of these, what the recorded maps of whole images do not need either"
+    return ('alpha', 'crops') if self.min_area==1 else ()
+
+@patch
+def _one_window(self:Windowed):
+    "All windows of the whole image are the same; what only moves windows is refused"
+    for k in self.unread:
+        v, default = getattr(self, k), type(self).__dataclass_fields__[k].default
+        if v==default or (k, v)==('crops', 1): continue
+        raise InfoUtilError(f"{k} {v} came and the windows are whole images, which {k} does not move; "
+                            "windows below the "
+                            "whole area are accepted; pass min_area (--min-area) or factor 2 (--factor 2)")
+    return replace(self, crops=1)
+
+
 # %% ../nbs/13_algorithm.ipynb #93f989e6
 @patch(as_prop=True)
 def rank(self:Windowed):
@@ -182,18 +199,8 @@ def ranked_by(cls:Windowed, settings):
 
 @patch(as_prop=True)
 def moot(self:Windowed):
-    "Settings that change nothing at this size: they say where windows lie, and a whole image has one place"
-    return ('alpha', 'crops', 'estimator', 'budget', 'output', 'grid') if self.min_area==1 else ()
-
-@patch
-def _one_window(self:Windowed):
-    "All windows of the whole image are the same; what would have placed them is refused"
-    for k in self.moot:
-        v, default = getattr(self, k), type(self).__dataclass_fields__[k].default
-        if v!=default and (k, v)!=('crops', 1):
-            raise InfoUtilError(f"{k} {v} came and the windows are whole images, which {k} does not move; windows below "
-                                "the whole area are accepted; pass min_area (--min-area) or factor 2 (--factor 2)")
-    return replace(self, crops=1)
+    "Settings that change no image at this size: they say where windows lie, and a whole image has one place"
+    return (*self.unread, 'estimator', 'budget', 'output', 'grid') if self.min_area==1 else ()
 
 @patch(cls_method=True)
 def published(cls:Windowed, settings):

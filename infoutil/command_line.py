@@ -378,7 +378,7 @@ def run_show(
     print(f'written to {a.out}')
 
 # %% ../nbs/46_command_line.ipynb #76bab120
-_AXES = 'methods ipc labels label_teachers protocols archs'.split()
+_AXES = 'methods ipc labels label_teachers protocols archs epochs'.split()
 
 def _compare_options(p):
     _add_data(p, 'without it what the teacher was trained with')
@@ -404,7 +404,9 @@ def _compare_options(p):
          '11; other options replace its')
     _add(p, 'repeats', _whole, 3, 'students a cell, each from its own seed, 1 or more')
     _add(p, 'seed', _whole, 0, 'of the first repeat: candidates, noise and student')
-    _add(p, 'epochs', _whole, None, "passes of a student over its set, 1 or more; "
+    p.add_argument('--map', action='store_true', help='where images matter: infoutil, rded and random by labels (hard, '
+                   'stored, views, online) and epochs (100, 300, 1000); other options replace its')
+    _add(p, 'epochs', _wholes, None, "passes of a student over its set, 1 or more, or several such as 100,300; "
          "without it the protocol's, and 60 for the digits")
     _add(p, 'every', _whole, None, 'also measure every so many epochs, for curves and the best epoch')
     _add(p, 'test', str, None, 'real images to measure on; without it the test part of DATA')
@@ -419,9 +421,12 @@ def _compare_options(p):
 # %% ../nbs/46_command_line.ipynb #1fe28bff
 def _axes_of(a):
     "The axes of the grid: those that were given, else the table's"
-    from infoutil.comparison import paper_grid
+    from infoutil.basics import InfoUtilError
+    from infoutil.comparison import map_grid, paper_grid
     from infoutil.teacher import teacher_states
-    g = paper_grid(a.table) if a.table is not None else {}
+    if a.map and a.table is not None:
+        raise InfoUtilError(f"--map came with --table {a.table}; one of them is accepted; leave the other out")
+    g = map_grid() if a.map else paper_grid(a.table) if a.table is not None else {}
     g |= {k:getattr(a, k) for k in _AXES if getattr(a, k) is not None}
     if g.get('label_teachers')==('all',): g['label_teachers'] = tuple(teacher_states(a.teacher))
     return g
@@ -441,7 +446,7 @@ def run_compare(
     from infoutil.results import accuracy_table
     from infoutil.report import to_markdown
     check_apart(a.out, a.data, a.teacher)
-    how = {k:getattr(a, k) for k in 'repeats seed epochs every one_set test valid_frac extend'.split()}
+    how = {k:getattr(a, k) for k in 'repeats seed every one_set test valid_frac extend'.split()}
     frame = compare(a.data, a.teacher, a.out, **_axes_of(a), **how, jobs=_jobs(a.jobs),
                     **_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers')))
     print(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The '

@@ -57,6 +57,11 @@ class ImageData:
     spec:object=None     # The row of `SPECS`, where it was loaded by name
     held_out:float=None  # Part of every class's training images that was split off as `valid`; None: nothing was
     @property
+    # `valid`, or `train` where the validation images are those that students are measured on
+    def choosing(self)->Split:
+        "What something may be chosen on: never test images"
+        return self.train if set(self.valid.files)&set(self.test.files) else self.valid
+    @property
     def n_classes(self)->int:   # 2 or more
         "How many classes there are"
         return len(self.classes)

@@ -143,7 +143,7 @@ def plot_label_teachers(
 
 # %% ../nbs/30_label_teachers.ipynb #70c6d833
 def try_label_teachers(
-    data:ImageData,            # The data; its held-out part measures, else training images outside the trial's set
+    data:ImageData,            # The data; its validation part measures, and training images where that is the test part
     teachers:dict,             # name -> `Teacher`, weakest first, see `labels.label_states`
     ipc:int,                   # Images per class of the set that is going to be labelled
     n:int=None,                # How many label together, 1 or more; None: 1, and then up to 3
@@ -197,7 +197,7 @@ def _trial_set(data, teacher, ipc, images, seed):
                       torch.arange(data.n_classes).repeat_interleave(len(drawn[0])),
                       data.classes, meta=dict(method='random', factor=1, mean=list(teacher.mean),
                                               std=list(teacher.std)))
-    used, real = {f for c in drawn for f in c.files}, data.train if data.held_out is None else data.valid
+    used, real = {f for c in drawn for f in c.files}, data.choosing
     at = [i for i,f in enumerate(real.files) if f not in used]
     at = sorted(at, key=lambda i: seed_from(seed, 'trial', real.files[i]))[:images]
     if not at:

@@ -73,7 +73,8 @@ def neighbours(
 
 def refuse_number(names, which, n):
     "Say that so many states are not to be had"
-    raise TeacherError(f"label_teachers {n} came with '{which}', of {', '.join(names)}; as many as are named or as there "
+    raise TeacherError(f"label_teachers {n} came with '{which}', of {', '.join(names)}; "
+                       "as many as are named or as there "
                        "are is accepted; leave label_teachers (--label-teachers) out, or keep more states")
 
 def different(

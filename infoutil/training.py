@@ -298,7 +298,7 @@ class KeepRising(Callback):
     def before_fit(self):
         told = [load_part(f)[1]['strength'] for f in _risen(self.folder)]      # of an interrupted run
         self.best, self.real = max(told, default=0.), None
-        if self.data.valid is not self.data.test: return
+        if self.data.choosing is self.data.valid: return
         at = sorted(range(len(self.data.train)), key=lambda i: seed_from('strength', self.data.train.files[i]))[:500]
         self.real = read_images([self.data.root/self.data.train.files[i] for i in at], self.learn.size)
         self.y = torch.tensor([self.data.train.labels[i] for i in at])

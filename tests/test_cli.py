@@ -437,7 +437,7 @@ def test_help_names_every_choice():
     from infoutil import attribution, gradient_norms, methods, selection, student, training
     text = {(n, a.dest):a.help for n,p in subcommands().items() for a in p._actions}
     known = {('distill', 'method'): methods.METHODS, ('distill', 'preset'): methods.presets(methods.METHODS['infoutil']), ('distill', 'score'): gradient_norms.SCORES, ('distill', 'end'): selection.ENDS,
-             ('distill', 'estimator'): attribution.ESTIMATORS, ('distill', 'label_teacher'): ('auto', 'by_ipc'), ('teacher', 'schedule'): training.SCHEDULES,
+             ('distill', 'estimator'): attribution.ESTIMATORS, ('distill', 'label_teacher'): methods.LABEL_TEACHERS, ('teacher', 'schedule'): training.SCHEDULES,
              ('evaluate', 'protocol'): student.PROTOCOLS, ('evaluate', 'labels'): student.LABELS,
              ('compare', 'protocols'): student.PROTOCOLS, ('compare', 'labels'): student.LABELS}
     for k,names in known.items():

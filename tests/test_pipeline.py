@@ -28,14 +28,16 @@ def test_same_seed_same_bytes(world, tmp_path):
     assert tree(tmp_path/'a')==tree(tmp_path/'b')
 
 changes = dict(method='random', ipc=2, factor=2, candidates=5, seed=1, attribution='grad_cam', budget=40, estimator='kernel', output='probability', grid=3, alpha=0., crops=2, min_area=.55,
-               max_area=.3, score='loss', end='highest', per_image=None, label_teacher='converged', precision='bfloat16')
+               max_area=.3, score='loss', end='highest', per_image=None, label_teacher='converged', label_teachers=2, precision='bfloat16')
 
 def test_windows_are_as_large_as_a_tile_has_room_for(world):
     run = lambda **kw: distill(world['data'], world['teacher'], world['early'], **{**small, 'candidates': 4, **kw})
     whole, quarter = run(), run(factor=2)
     assert [p['box'] for p in whole.provenance]==[[0, 0, 32, 32]]*10 and len(whole.provenance[0]['maps'])==4 and len(run(grid=3).provenance[0]['maps'])==3
     assert {tuple(p['box'][2:]) for p in quarter.provenance}=={(16, 16)} and whole.meta['config']['max_area']==1 and quarter.meta['config']['min_area']==.25
-    assert torch.equal(whole.images, run(min_area=1., crops=3, per_image=None).images)      # equal windows of one image enter once
+    assert torch.equal(whole.images, run(min_area=1., per_image=None).images)      # equal windows of one image enter once
+    for odd in (dict(crops=3), dict(alpha=0.)):
+        with pytest.raises(InfoUtilError, match='the windows are whole images, which'): run(**odd)
     assert {tuple(p['box'][2:]) for p in run(max_area=.25).provenance}=={(16, 16)}
 
 def test_every_field_is_tried(): assert {*changes, 'iterations'}=={'method', *all_settings()}
@@ -119,6 +121,7 @@ def another(f):
     about, v = f.metadata, f.default
     if about['choices'] is not None: return next(c for c in about['choices'] if c!=v)
     if f.type is bool: return not v
+    if f.type is str: return 'converged'
     if v is None: return {'budget': 40}.get(f.name, 2 if f.type is int else .5)
     return v+1 if about['most'] is None or v+1<=about['most'] else v-1
 

@@ -903,7 +903,7 @@ def test_near_ties_are_put_to_the_exact_judge():
 def test_labels_come_from_the_teacher_that_the_rule_names(data):
     net, weak = brightness_net(), brightness_net(gain=.3)
     both = gray_teacher(net), gray_teacher(weak)
-    def run(**kw): return distill(data, *both, preflight=False, show_progress=False, **kw)
+    def run(**kw): return distill(data, *both, preflight=False, show_progress=False, **{'label_teacher': 'by_ipc', **kw})
     late, mosaic = dict(ipc=2, label_teacher='converged'), dict(ipc=1, factor=2, method='random')
     for kw,who in ((dict(ipc=1), weak), (late, net), (mosaic, weak)):
         ds = run(**kw)

@@ -239,7 +239,8 @@ def test_killed_between_the_last_two_steps(world, whole, tmp_path):
 def test_force_replaces_a_teacher(world, whole, tmp_path):
     shutil.copytree(whole, tmp_path/'t')
     train(world, tmp_path/'t', force=True, seed=1, epochs=2, checkpoints=())
-    assert load_teacher(tmp_path/'t', device='cpu', model=net()).epoch==2 and teacher_states(tmp_path/'t')==['converged', 'early']
+    assert load_teacher(tmp_path/'t', device='cpu', model=net()).epoch==2
+    assert {'converged', 'early'}<=set(teacher_states(tmp_path/'t')) and not any(n.startswith('epoch') for n in teacher_states(tmp_path/'t'))
 
 class Diverges(Callback):
     "Spoils a weight before an epoch"
