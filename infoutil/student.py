@@ -200,8 +200,8 @@ def _is_steps(v):
 # a recipe is declared here and nowhere else
 RECIPE = 'best'   # of every student whose recipe is not named
 _BATCHES = ((1, 10), (100, 25), (500, 50), (5000, 100))
-PROTOCOLS = {'best':  Protocol(epochs=1000, min_scale=.25, bs=_BATCHES),
-             'best-long': Protocol(epochs=3000, min_scale=.25, bs=_BATCHES),
+PROTOCOLS = {'best':  Protocol(epochs=1000, min_scale=.08, randaugment=True, bs=_BATCHES),
+             'best-long': Protocol(epochs=3000, min_scale=.08, randaugment=True, bs=_BATCHES),
              'rded':  Protocol(),
              'paper': Protocol(autoaugment=True),
              'hard':  Protocol(temperature=1., labels='hard'),

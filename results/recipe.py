@@ -1,9 +1,10 @@
 """CIFAR-10, ConvNet-3: which recipe and which label teacher make the best student?
 
-Two parts, each a file of JSON lines (one line a student) that a later call continues:
+Three parts, each a file of JSON lines (one line a student), the first and the last of which a later call continues:
 
     infoutil teacher CIFAR10 -o TEACHER --arch convnet3 --size 32 --epochs 8 --early-epoch 6 --valid-frac 0.1 --checkpoints 1,2,3,4,5,7
     python results/recipe.py search CIFAR10 TEACHER -o results/recipe_search.jsonl   # measured on 5,000 training images that nobody was trained on
+    python results/recipe.py trial  CIFAR10 TEACHER -o results/recipe_trial.jsonl    # who should label, as `--label-teacher auto` finds out
     python results/recipe.py final  CIFAR10 TEACHER -o results/recipe.jsonl          # measured once on the test images
 
 CIFAR10 is a folder train/CLASS/*, test/CLASS/*. The search trains on random images, so that no choice of images favours a recipe. `--only TEXT` takes
@@ -16,7 +17,8 @@ import torch
 from infoutil.data import load_data
 from infoutil.distillation import distill
 from infoutil.evaluation import evaluate, test_dl
-from infoutil.label_teachers import relabel
+from infoutil.label_teachers import relabel, try_label_teachers
+from infoutil.labels import label_states
 from infoutil.student import Protocol, PROTOCOLS
 from infoutil.teacher import load_teacher
 
@@ -75,9 +77,14 @@ def run(part, folder, teacher, out, ipc, seeds, only):
             with out.open('a') as f: f.write(json.dumps(row)+'\n')
             print(f"{name}, {method}, {ipc} a class, seed {seed}: {100*res.mean:.1f} % in {res.seconds[0]:.0f} s", flush=True)
 
+def trial(folder, teacher, out, ipc):
+    judge = load_teacher(teacher, device='cpu')
+    frame = try_label_teachers(load_data(folder, HELD_OUT), label_states(judge, None, teacher), ipc)
+    out.write_text(''.join(json.dumps(dict(ipc=ipc, **r))+'\n' for r in frame.to_dict('records')))
+
 if __name__=='__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('part', choices=('search', 'final'))
+    a.add_argument('part', choices=('search', 'trial', 'final'))
     for n in ('folder', 'teacher'): a.add_argument(n)
     a.add_argument('-o', '--out', type=Path, required=True)
     a.add_argument('--ipc', type=int, default=1)
@@ -85,4 +92,5 @@ if __name__=='__main__':
     a.add_argument('--only', default='')
     a = a.parse_args()
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
-    run(a.part, a.folder, a.teacher, a.out, a.ipc, [int(s) for s in a.seeds.split(',')], a.only)
+    if a.part=='trial': trial(a.folder, a.teacher, a.out, a.ipc)
+    else: run(a.part, a.folder, a.teacher, a.out, a.ipc, [int(s) for s in a.seeds.split(',')], a.only)

@@ -24,7 +24,7 @@ from infoutil.loaders import ShiftFlip
 from infoutil.images import read_image
 from infoutil.evaluation import difference, evaluate, mean_std
 from infoutil.labels import HardLabels, label_epoch_for, patch_labels, soften, StoredLabels
-from infoutil.models import ConvNet, get_model
+from infoutil.models import ConvNet, get_model, MeanLogits
 from infoutil.distillation import distill
 from infoutil.methods import make_config
 from infoutil.gradient_norms import el2n_scores, grad_norms, loss_scores, utility, utility_bound
@@ -920,6 +920,8 @@ def test_defaults_are_those_that_the_figures_were_made_with():
     others = dict(rded={}, paper=dict(autoaugment=True), hard=dict(temperature=1., labels='hard'),
                   rd3=dict(epochs=400, optimizer='adam', lr=.001, bs=50, wd=0.),
                   plain=dict(cutmix=0., min_scale=1., flip=False, shuffle=False))
+    best = dict(epochs=1000, min_scale=.08, randaugment=True, bs=((1, 10), (100, 25), (500, 50), (5000, 100)))
+    others |= {'best': best, 'best-long': {**best, 'epochs': 3000}}
     assert set(others)<=set(PROTOCOLS)
     for name,odd in others.items():
         for k,v in {**rded, **odd}.items(): assert getattr(PROTOCOLS[name], k)==v, (name, k)
@@ -930,6 +932,29 @@ def test_defaults_are_those_that_the_figures_were_made_with():
         for k,v in {**usual, **odd}.items(): assert getattr(make_config(preset=name), k)==v, (name, k)
     assert make_config(method='sre2l').iterations==1000
     assert {make_config(method=m).end for m in ('forgetting', 'el2n')}=={'highest'}
+
+def test_several_teachers_label_by_the_mean_of_their_logits(data):
+    nets = [brightness_net(gain=g) for g in (1., .3, .1)]
+    states = {n: replace(gray_teacher(net), epoch=e) for e,(n,net) in enumerate(zip('abc', nets))}
+    ds = distill(data, gray_teacher(nets[0]), states=states, label_teacher='b', label_teachers=3, ipc=1, preflight=False, show_progress=False)
+    with torch.no_grad(): z = sum(net(normal(ds.images, **GRAY)) for net in nets)/3
+    assert ds.meta['label_teacher']=='a+b+c' and torch.allclose(ds.labels.float().flatten(0, 1), z, atol=2e-3)
+    x = normal(pixels(4, 16), **GRAY)
+    assert torch.allclose(MeanLogits(nets)(x), (nets[0](x)+nets[1](x)+nets[2](x))/3)
+
+def test_nothing_is_chosen_on_test_images(folder):
+    plain, held = load_data(folder), load_data(folder, valid_frac=.25)
+    assert plain.choosing is plain.train and held.choosing is held.valid
+    assert not set(held.choosing.files)&set(held.test.files)
+    alone = load_data(folder/'train')                       # the held-out images are those that students are measured on
+    assert alone.choosing is alone.train
+
+def test_batches_by_the_number_of_images(data):
+    p = Protocol(bs=((1, 2), (4, 3), (8, 5)))
+    for ipc,bs in ((1, 2), (2, 3), (3, 3), (4, 5)):
+        ds = distill(data, gray_teacher(brightness_net()), method='random', ipc=ipc, preflight=False, show_progress=False)
+        assert student_learner(ds, arch='convnet2_8', labels='stored', protocol=p, device='cpu').dls.train.bs==bs, ipc
+        assert student_learner(ds, arch='convnet2_8', labels='stored', protocol=p, bs=1, device='cpu').dls.train.bs==1
 
 def test_mosaics_are_made_above_64_px_by_methods_that_cut(data):
     t = Teacher(brightness_net(68), 'convnet3', NAMES, 68, **GRAY)
