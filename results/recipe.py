@@ -24,6 +24,7 @@ from infoutil.teacher import load_teacher
 
 HELD_OUT = 0.1
 ONE, TWO, THREE = 'epoch_001', 'epoch_001+epoch_002', 'epoch_001+epoch_002+epoch_003'
+LATER = 'epoch_002+epoch_003+epoch_005'
 CROPS = dict(epochs=1000, bs=10, min_scale=.25)      # from where single fields are changed; all else as in RDED's
 
 # name -> label teacher, and fields of the protocol that differ from RDED's
@@ -32,6 +33,7 @@ SEARCH = {
     'no crops':                    (TWO, dict(epochs=1000, bs=10)),
     'crops of area .08-1':         (TWO, {**CROPS, 'min_scale': .08}),
     'with RandAugment':            (TWO, {**CROPS, 'randaugment': True}),
+    'crops of area .08-1 and RandAugment': (TWO, {**CROPS, 'min_scale': .08, 'randaugment': True}),
     'MSE + .025 cross-entropy':    (TWO, {**CROPS, 'loss': 'mse', 'hard': .025}),
     'cosine loss':                 (TWO, {**CROPS, 'loss': 'cosine'}),
     'rate to zero (cosine)':       (TWO, {**CROPS, 'schedule': 'cosine'}),
@@ -48,6 +50,9 @@ SEARCH = {
     '300 epochs, labels of epochs 1, 2 and 3': (THREE, {**CROPS, 'epochs': 300}),
     'RDED, labels of epoch 6':     ('early', {}),
     'RDED, labels of epoch 1':     (ONE, {}),
+    # these with --ipc 10
+    'ten a class, 300 epochs, RandAugment': (LATER, dict(bs=25, min_scale=.25, randaugment=True)),
+    'ten a class, 300 epochs, RandAugment, crops of area .08-1': (LATER, dict(bs=25, min_scale=.08, randaugment=True)),
 }
 METHODS = ('infoutil', 'rded', 'random')
 # recipe -> label teacher of its rows

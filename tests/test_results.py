@@ -48,6 +48,21 @@ def test_who_is_ahead_on_cifar10():
     leads = [mean['infoutil', 10]-mean[n, 10] for n in ('random', 'rded')]
     assert (round(min(leads)), round(max(leads)))==(1, 2)
 
+def test_readme_quotes_the_recipes():
+    rows = [r for r in lines('recipe.jsonl') if r['ipc']==1]
+    for recipe, words in (('rded', r"RDED's recipe, labels of a teacher that is right on 78 %"),
+                          ('best', r'`best`, labels of two of its states that are right on 58 and 63 %')):
+        cells = said(rf'\| {words} \| ([\d.]+ ± [\d.]+) \| ([\d.]+ ± [\d.]+) \| ([\d.]+ ± [\d.]+) \|')
+        for method, cell in zip(('random', 'rded', 'infoutil'), cells):
+            a = [100*r['accuracy'] for r in rows if (r['name'], r['method'])==(recipe, method)]
+            assert len(a)==3 and cell==f'{statistics.fmean(a):.1f} ± {statistics.stdev(a):.1f}', (recipe, method, a)
+    of = lambda recipe, method: {r['seed']: 100*r['accuracy'] for r in rows if (r['name'], r['method'])==(recipe, method)}
+    gains = [statistics.fmean(of('best', m).values())-statistics.fmean(of('rded', m).values()) for m in ('random', 'rded', 'infoutil')]
+    points, above, error = map(float, said(r'labels bring (\d+) points whatever .+? are ([\d.]+) points above random ones under it \(standard error ([\d.]+)\)'))
+    assert {round(g) for g in gains}=={points}
+    d = [v-of('best', 'random')[s] for s,v in of('best', 'infoutil').items()]
+    assert (round(statistics.fmean(d), 1), round(statistics.stdev(d)/3**.5, 1))==(above, error)
+
 def imagenette(method, label_teacher='early'):
     return [100*r['accuracy'] for r in lines('imagenette64/results.jsonl')
             if (r['method'], r['label_teacher'], r['ipc'], r['labels'])==(method, label_teacher, 1, 'online')]
