@@ -20,7 +20,7 @@ from common import RESULTS, save, show
 
 def config(args, calls=None):
     kw = {} if calls is None else dict(estimator='exact', budget=2**16) if calls=='exact' else dict(budget=int(calls))
-    return make_config(ipc=args.ipc, factor=2, candidates=args.candidates, **kw)
+    return make_config(ipc=args.ipc, factor=2, candidates=args.candidates, label_teacher='by_ipc', **kw)
 
 def repeat(data, teacher, early, maps, seed, args):
     "Crops chosen by `maps` under the noise of a repeat, and the accuracy of a student of theirs"
@@ -30,7 +30,7 @@ def repeat(data, teacher, early, maps, seed, args):
         chosen[cands.label] = infoutil_crops(cands, n, teacher, cfg, maps[cands.label])
         return chosen[cands.label]
     ds = distill(data, teacher, early, config(args), preflight=False, choose=by_maps, show_progress=False)
-    return chosen, evaluate(ds, data.test, args.arch, repeats=1, seed=seed, epochs=args.epochs, show_progress=False).accuracies[0]
+    return chosen, evaluate(ds, data.test, args.arch, protocol='rded', repeats=1, seed=seed, epochs=args.epochs, show_progress=False).accuracies[0]
 
 def crops_of(chosen): return {(c, s, *b) for c,crops in chosen.items() for s,b in zip(crops.source, crops.box.tolist())}
 

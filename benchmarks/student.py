@@ -216,7 +216,7 @@ def precisions(seeds, device, ipcs=((1, 100), (10, 40))):
             images = torch.cat([candidates(data, c, 32, n=ipc).images for c in range(10)])
             ds = DistilledSet(images, torch.arange(10).repeat_interleave(ipc), data.classes, None, teacher, dict(method='random', factor=1))
             dl = test_dl(ds, data.test, device=device)
-            got = {p: evaluate(ds, dl, 'convnet3', 'online', epochs=epochs, repeats=seeds, precision=p, device=device, show_progress=False) for p in ('float32', 'bfloat16')}
+            got = {p: evaluate(ds, dl, 'convnet3', 'online', 'rded', epochs=epochs, repeats=seeds, precision=p, device=device, show_progress=False) for p in ('float32', 'bfloat16')}
             d = difference(got['bfloat16'], got['float32'])
             rows += [dict(kind='precision', network='convnet3', size=32, ipc=ipc, classes=10, epochs=epochs, precision=p, way='online', accuracies=list(r.accuracies), mean=r.mean, std=r.std,
                           difference=d.mean if p=='bfloat16' else None, standard_error=d.se if p=='bfloat16' else None, seeds=seeds) for p,r in got.items()]

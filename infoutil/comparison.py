@@ -590,9 +590,13 @@ def _try_labels(bench, show_progress):
         known = label_states(bench.teacher(), None, bench.dir)
         try_one = lambda ipc: try_label_teachers(bench.data, known, ipc, arch=g['archs'][0], protocol=g['protocols'][0],
                                                  epochs=longest, seed=g['seed'], show_progress=show_progress)
-        tried = {str(ipc): try_one(ipc).to_dict('records') if len(known)>1 else [] for ipc in todo}
+        tried = {str(ipc): _plain_rows(try_one(ipc)) if len(known)>1 else [] for ipc in todo}
         bench.held['label trials'] = tried
         g['auto'] |= {k: rows[0]['label_teacher'] if rows else 'converged' for k,rows in tried.items()}
+
+def _plain_rows(frame):
+    "Rows as JSON has them, which knows no NaN"
+    return [{k: None if v!=v else v for k,v in r.items()} for r in frame.to_dict('records')]
 
 def _grid(axes, methods, judge, data):
     "The axes with their defaults"

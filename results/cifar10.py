@@ -105,7 +105,7 @@ def students(part, data, teacher, early, rows, ipcs, labels, seed, maps, out, ep
                 if (name, ipc, which, seed) in done: continue
                 cfg = make_config(ipc=ipc, seed=seed, label_teacher=which, **{k:v for k,v in kw.items() if k not in ('judge', 'places', 'method', 'spread')})
                 ds = distill(data, teacher, early, cfg, preflight=False, show_progress=False, choose=chooser(name, kw, early, maps, memo))
-                res = evaluate(ds, data.valid if part=='search' else data.test, epochs=epochs, repeats=1, seed=seed, show_progress=False)
+                res = evaluate(ds, data.valid if part=='search' else data.test, protocol='rded', epochs=epochs, repeats=1, seed=seed, show_progress=False)
                 row = dict(part=part, name=name, ipc=ipc, label_teacher=which, seed=seed, accuracy=res.mean, judge=kw.get('judge', 'converged'), places=kw.get('places', 'attributed'), spread=kw.get('spread'),
                            config=ds.meta['config'], epochs=res.config['epochs'], recipe=res.config['recipe'], arch=res.config['arch'], labels=res.config['labels'],
                            measured_on=f"{res.config['test_images']} {'held-out training' if part=='search' else 'test'} images", seconds_student=res.seconds[0],
