@@ -344,7 +344,7 @@ def test_each_method_end_to_end(world, tmp_path, capsys, method):
     assert len(list((s/'train').glob('*/*.png')))==3 and len((s/'provenance.jsonl').read_text().splitlines())==3
     for labels, repeats in (('online', 2), ('stored', 1), ('hard', 1)):
         assert main(['evaluate', f'{s}', '--test', f'{world}/data/test', '--labels', labels, '--epochs', '3', '--repeats', str(repeats), '--seed', '5', '-o', f'{tmp_path}/{labels}.json'])==0
-        evaluated(tmp_path/f'{labels}.json', labels, 'rded', repeats, 5)
+        evaluated(tmp_path/f'{labels}.json', labels, 'best', repeats, 5)
     assert main(['show', f'{s}', '-o', f'{tmp_path}/g.png'])==0
     with Image.open(tmp_path/'g.png') as im: assert im.format=='PNG' and min(im.size)>50
     assert 'written to' in capsys.readouterr().out and sorted(p.name for p in tmp_path.iterdir())==['g.png', 'hard.json', 'online.json', 's', 'stored.json']

@@ -43,7 +43,7 @@ def test_windows_are_as_large_as_a_tile_has_room_for(world):
 def test_every_field_is_tried(): assert {*changes, 'iterations'}=={'method', *all_settings()}
 
 def test_iterations_change_something(world):
-    run = lambda n: distill(world['data'], world['teacher'], world['early'], method='sre2l', iterations=n, ipc=1, show_progress=False, preflight=False)
+    run = lambda n: distill(world['data'], world['teacher'], world['early'], method='sre2l', iterations=n, ipc=1, label_teacher='by_ipc', show_progress=False, preflight=False)
     assert not torch.equal(run(3).images, run(6).images)
 
 kept = {}
