@@ -57,6 +57,8 @@ def one_label_teacher(
                                "pass early=load_teacher(path, 'early') or states=path, or choose another label_teacher")
     return mean_teacher([known[n] for n in which.split('+')])
 
+
+# %% ../nbs/11_labels.ipynb #a36823b7
 def neighbours(
     known:dict,   # Of `label_states`
     which:str,    # A name
