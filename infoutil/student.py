@@ -416,9 +416,12 @@ class DistillCallback(Callback):
         every:int=None,       # Validate every so many epochs; None: after the last one only
     ): store_attr()
     def before_fit(self):
-        self.pixels, self.trained = self.ds.images.to(device_of(self.learn.model)), False
+        p, self.on, self.trained = self.protocol, device_of(self.learn.model), False
+        # a policy is dozens of small operations, which a GPU starts no faster than a CPU ends them on small images
+        on_cpu = augment_policy(p.autoaugment, p.randaugment) and self.ds.size<=32
+        self.pixels = self.ds.images.to('cpu' if on_cpu else self.on)
         self.mean = self.kept = None
-        if part:=self.protocol.average:
+        if part:=p.average:
             self.mean = WeightAverage(self.learn.model, part, self.epochs*len(self.learn.dls.train))
     def before_train(self):
         self.trained = True                                  # `learn.validate()` opens an epoch without training
@@ -437,7 +440,7 @@ class DistillCallback(Callback):
                            min_scale=p.min_scale, shuffle=p.shuffle, flip=p.flip, autoaugment=p.autoaugment,
                            randaugment=p.randaugment, cutmix=p.cutmix, batch=self.iter)
         pixels = self.pixels[ids.to(self.pixels.device, non_blocking=True)]
-        x = apply_views(pixels, views, self.ds.mean, self.ds.std)
+        x = apply_views(pixels, views, self.ds.mean, self.ds.std, self.on)
         self.learn.xb = (x,)
         told = self.labeller(x, views, ids, y, p.temperature)
         self.learn.yb = (told, y.to(told.device)) if p.hard else (told,)

@@ -117,12 +117,14 @@ def apply_views(
     views:Views,      # Of the same n images
     mean:tuple,       # Channel means of 0-1 pixels, three numbers
     std:tuple,        # Channel deviations of 0-1 pixels, three numbers
-)->Tensor:            # Normalized float32 (n, 3, s, s) on the device of `pixels`
+    device=None,      # Where all after AutoAugment or RandAugment is rendered; None: where `pixels` are
+)->Tensor:            # Normalized float32 (n, 3, s, s) on that device
     "Render the views of a batch"
     if pixels.dtype!=torch.uint8 or len(pixels)!=len(views):
         raise InfoUtilError(f"{len(pixels)} images of {pixels.dtype} came for {len(views)} views; as many uint8 images "
                             "as views are accepted; index both alike")
     if views.auto is not None: pixels = _augment(pixels, views.auto, views.size, views.policy)
+    pixels = pixels.to(device or pixels.device, non_blocking=True)
     x = shuffle_tiles(pixels, views.cols, views.rows).float()/255
     x = _crop_flip(x, views.box, views.flip)
     m, s = [_channels(tuple(v), x.device) for v in (mean, std)]

@@ -5,6 +5,7 @@ import json, re, statistics
 from functools import lru_cache
 from pathlib import Path
 import pytest
+from infoutil.published import published
 
 root = Path(__file__).parents[1]
 README = re.sub(r'\s+', ' ', (root/'README.md').read_text(encoding='utf-8'))
@@ -25,43 +26,52 @@ def number(text): return float(text.replace(',', ''))
 
 # --- accuracies --------------------------------------------------------------------------------------
 
-CIFAR = {**{m: m for m in ('random', 'rded', 'infoutil')}, 'infoutil --preset paper': 'infoutil (paper preset)'}
+RECIPES = {"RDED's recipe": 'rded', '`best`': 'best', '`best-long`': 'best-long'}
+METHODS = {**{f'`{m}`': m for m in ('random', 'rded', 'infoutil')}, '`infoutil --preset paper`': 'paper'}
+CELLS = [('cifar10', 1), ('cifar10', 10), ('cifar10', 50), ('imagenette', 1), ('imagenette', 10)]
 
-def cifar(name, ipc, label_teacher='early'):
-    want = (name, ipc, label_teacher)
-    return [100*r['accuracy'] for r in lines('cifar10.jsonl') if (r['name'], r['ipc'], r['label_teacher'])==want]
+def of_table(data, ipc, recipe, method):
+    "Accuracies by seed"
+    want = (data, ipc, recipe, method)
+    return {r['seed']: 100*r['accuracy'] for r in lines('tables.jsonl') if (r['data'], r['ipc'], r['protocol'], r['method'])==want}
 
-def test_readme_quotes_the_results():
+def test_readme_quotes_the_tables():
     text = (root/'README.md').read_text(encoding='utf-8')
-    quoted = [q for q in re.findall(r'^\| `(.+?)` \| (.+?) \| (.+?) \|$', text, re.M) if q[0] in CIFAR]
-    assert {q[0] for q in quoted}==set(CIFAR) and len(quoted)==4
-    for name, *cells in quoted:
-        for ipc, cell in zip((1, 10), cells):
-            a = cifar(CIFAR[name], ipc)
-            assert len(a)==3 and cell==f'{statistics.fmean(a):.1f} ± {statistics.stdev(a):.1f}', (name, ipc, a)
+    quoted = [[c.strip() for c in l.strip('|').split('|')] for l in text.splitlines() if l.startswith(('| `best', "| RDED's recipe"))]
+    assert len(quoted)==10 and len({tuple(q[:2]) for q in quoted})==10
+    for recipe, method, *cells in quoted:
+        assert len(cells)==len(CELLS)
+        for (data, ipc), cell in zip(CELLS, cells):
+            a = list(of_table(data, ipc, RECIPES[recipe], METHODS[method]).values())
+            assert len(a) in (0, 1, 3), (recipe, method, data, ipc)
+            want = {0: '', 1: f'{a[0]:.1f}, one student' if a else '', 3: f'{statistics.fmean(a):.1f} ± {statistics.pstdev(a)*1.5**.5:.1f}' if a else ''}
+            assert cell==want[len(a)], (recipe, method, data, ipc, a)
 
-def test_who_is_ahead_on_cifar10():
-    mean = {(n, i): statistics.fmean(cifar(n, i)) for n in ('random', 'rded', 'infoutil') for i in (1, 10)}
-    said(r'At one image a class the defaults are ahead of RDED and of random images')
-    assert mean['infoutil', 1]>max(mean['rded', 1], mean['random', 1])
-    said(r'at ten their mean is the highest too, but the lead is one to two points')
-    leads = [mean['infoutil', 10]-mean[n, 10] for n in ('random', 'rded')]
-    assert (round(min(leads)), round(max(leads)))==(1, 2)
+def lead(data, ipc, recipe, one, other):
+    "Mean of the paired differences and its standard error, rounded as the README says them"
+    a, b = of_table(data, ipc, recipe, one), of_table(data, ipc, recipe, other)
+    assert a.keys()==b.keys() and len(a)==3
+    d = [v-b[s] for s,v in a.items()]
+    return round(statistics.fmean(d), 1), round(statistics.stdev(d)/3**.5, 1)
 
-def test_readme_quotes_the_recipes():
-    rows = [r for r in lines('recipe.jsonl') if r['ipc']==1]
-    for recipe, words in (('rded', r"RDED's recipe, labels of a teacher that is right on 78 %"),
-                          ('best', r'`best`, labels of two of its states that are right on 58 and 63 %')):
-        cells = said(rf'\| {words} \| ([\d.]+ ± [\d.]+) \| ([\d.]+ ± [\d.]+) \| ([\d.]+ ± [\d.]+) \|')
-        for method, cell in zip(('random', 'rded', 'infoutil'), cells):
-            a = [100*r['accuracy'] for r in rows if (r['name'], r['method'])==(recipe, method)]
-            assert len(a)==3 and cell==f'{statistics.fmean(a):.1f} ± {statistics.stdev(a):.1f}', (recipe, method, a)
-    of = lambda recipe, method: {r['seed']: 100*r['accuracy'] for r in rows if (r['name'], r['method'])==(recipe, method)}
-    gains = [statistics.fmean(of('best', m).values())-statistics.fmean(of('rded', m).values()) for m in ('random', 'rded', 'infoutil')]
-    points, above, error = map(float, said(r'labels bring (\d+) points whatever .+? are ([\d.]+) points above random ones under it \(standard error ([\d.]+)\)'))
-    assert {round(g) for g in gains}=={points}
-    d = [v-of('best', 'random')[s] for s,v in of('best', 'infoutil').items()]
-    assert (round(statistics.fmean(d), 1), round(statistics.stdev(d)/3**.5, 1))==(above, error)
+def test_what_recipe_and_images_bring():
+    mean = lambda *key: statistics.fmean(of_table('cifar10', *key).values())
+    spans = said(r'recipe and labels bring (\d+) to (\d+) points at one image a class, (\d+) to (\d+) at ten and (\d+) to (\d+) at fifty')
+    for ipc, low, high in zip((1, 10, 50), spans[::2], spans[1::2]):
+        gains = [mean(ipc, 'best', m)-mean(ipc, 'rded', m) for m in ('random', 'rded', 'infoutil')]
+        assert (round(min(gains)), round(max(gains)))==(int(low), int(high)), ipc
+    figures = said(r'bring ([\d.]+), ([\d.]+) and ([\d.]+) points over random ones under `best` \(standard errors ([\d.]+), ([\d.]+) and ([\d.]+)\), '
+                   r"and ([\d.]+) over RDED's on ImageNette \(([\d.]+)\)")
+    *means, over = [float(f) for f in (*figures[:3], figures[6])]
+    *errors, of_over = [float(f) for f in (*figures[3:6], figures[7])]
+    assert list(zip(means, errors))==[lead('cifar10', i, 'best', 'infoutil', 'random') for i in (1, 10, 50)]
+    assert (over, of_over)==lead('imagenette', 1, 'best', 'infoutil', 'rded')
+
+def test_published_figures_beside_ours():
+    cells = said(r'\| as published \| InfoUtil \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|')
+    for (data, ipc), cell in zip([('CIFAR-10', i) for i in (1, 10, 50)]+[('ImageNette', i) for i in (1, 10)], cells):
+        p = published(data=data, network='ConvNet', method='InfoUtil', table=1, ipc=ipc)
+        assert float(cell)==p.accuracy.item(), (data, ipc)
 
 def imagenette(method, label_teacher='early'):
     return [100*r['accuracy'] for r in lines('imagenette64/results.jsonl')
