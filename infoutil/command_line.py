@@ -392,7 +392,7 @@ def _compare_options(p):
     _add(p, 'ipc', _wholes, None, 'images per class, such as 1,10,50; without it 1,10')
     _add(p, 'labels', _names, None,
          "online (the label teacher labels every view), stored (one label a patch), views (stored labels of every "
-         "view) or hard; without it online")
+         "view), views:10 (of ten views of each image, again and again) or hard; without it online")
     _add(p, 'label-teachers', _names, None,
          "early, converged, other states in the teacher's directory, several as early+converged, all, auto: by a trial "
          "for each number of images, or by_ipc: early up to 10 images per class; without it auto")
@@ -405,7 +405,7 @@ def _compare_options(p):
     _add(p, 'repeats', _whole, 3, 'students a cell, each from its own seed, 1 or more')
     _add(p, 'seed', _whole, 0, 'of the first repeat: candidates, noise and student')
     p.add_argument('--map', action='store_true', help='where images matter: infoutil, rded and random by labels (hard, '
-                   'stored, views, online) and epochs (100, 300, 1000); other options replace its')
+                   'stored, views:10, views:100, online) and epochs (100, 300, 1000); other options replace its')
     _add(p, 'epochs', _wholes, None, "passes of a student over its set, 1 or more, or several such as 100,300; "
          "without it the protocol's, and 60 for the digits")
     _add(p, 'every', _whole, None, 'also measure every so many epochs, for curves and the best epoch')

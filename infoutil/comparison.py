@@ -42,7 +42,7 @@ def compare(
     # where it is missing
     methods=('infoutil', 'rded', 'random'),
     ipc=(1, 10),                    # Images per class
-    labels=None,                    # Names in `student.LABELS`; None: online
+    labels=None,                    # Names in `student.LABELS`, and views:N for labels of N views; None: online
     # States of the teacher's directory, several as 'early+converged'; 'auto', and None: by trial, once for each IPC,
     # see
     # `label_teachers.try_label_teachers`; 'by_ipc': early up to 10 images per class, else converged
@@ -158,8 +158,8 @@ def paper_grid(
 
 def map_grid()->dict:   # Keywords for `compare`
     "Where the choice of images matters: from labels that say little to a teacher that answers to every view"
-    return dict(methods=('infoutil', 'rded', 'random'), ipc=(1, 10), labels=('hard', 'stored', 'views', 'online'),
-                epochs=(100, 300, 1000))
+    return dict(methods=('infoutil', 'rded', 'random'), ipc=(1, 10),
+                labels=('hard', 'stored', 'views:10', 'views:100', 'online'), epochs=(100, 300, 1000))
 
 # %% ../nbs/41_comparison.ipynb #2ae5dbb0
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Cell:
     seed:int            # Of candidates, noise and student
     ipc:int             # Images per class
     method:str          # Name of an `Entry`
-    labels:str          # 'online', 'stored', 'views' or 'hard'
+    labels:str          # 'online', 'stored', 'views', 'views:N' or 'hard'
     label_teacher:str   # A state of the teacher's directory, or several; 'none' for hard labels
     protocol:str        # A name in `PROTOCOLS`
     arch:str            # The student's network
@@ -235,9 +235,15 @@ def _check_method(e, g, shared, teacher, data):
                             "pass factor 2 (--factor 2) or max_area (--max-area)")
     m.needs(teacher)
 
+def _told(labels):
+    "A way to label, and how many views of each image it labels where that is said: 'views:10' is ('views', 10)"
+    name, _, n = labels.partition(':')
+    if n and name=='views' and n.isdecimal() and int(n): return name, int(n)
+    return check_choice('labels', labels, [*LABELS, 'views:10']), None
+
 def _check_axes(g, states):
     "Refuse names that are none"
-    for l in g['labels']: check_choice('labels', l, LABELS)
+    for l in g['labels']: _told(l)
     for p in g['protocols']: check_choice('protocol', p, PROTOCOLS)
     for t in (t for ts in g['label_teachers'] for t in ts.split('+')):
         check_choice('label teacher', t, ['auto', 'by_ipc', *states])
@@ -398,12 +404,15 @@ def distil_sets(
 def _labelled(bench, ds, c):
     "The set as the student of a cell sees it, what labelling cost, and the bytes that its labels need"
     if c.labels=='hard': return ds, {}, dict(labels=0, teacher=0)
+    told, views = _told(c.labels)
     t = bench.teacher(c.label_teacher)
     with measure(bench.on) as stage:
         ds = relabel(ds, t, c.label_teacher)
-        if c.labels=='views': ds = ds.with_view_labels(c.protocol, c.arch, c.epochs, c.seed)
+        if told=='views':
+            ds = ds.with_view_labels(c.protocol, c.arch, views or c.epochs, c.seed, device=bench.on,
+                                     show_progress=False)
     weights = sum((bench.dir/f'{n}.safetensors').stat().st_size for n in c.label_teacher.split('+'))
-    nbytes = dict(online=0, stored=2*ds.labels.numel(), views=0 if ds.views is None else ds.views.nbytes)[c.labels]
+    nbytes = dict(online=0, stored=2*ds.labels.numel(), views=0 if ds.views is None else ds.views.nbytes)[told]
     cost = dict(label=dict(seconds=round(stage.seconds, 3), peak_bytes=stage.peak_bytes))
     return ds, cost, dict(labels=nbytes, teacher=weights if c.labels=='online' else 0)
 
@@ -422,7 +431,7 @@ def run_cell(
     folder, g = bench.folder(c.method, c.ipc, bench.draw(c)), bench.g
     raw = DistilledSet.load(folder, with_teacher=False)
     ds, label, nbytes = _labelled(bench, raw, c)
-    res = evaluate(ds, bench.dl(ds), c.arch, c.labels, c.protocol, c.epochs, repeats=1, seed=c.seed,
+    res = evaluate(ds, bench.dl(ds), c.arch, _told(c.labels)[0], c.protocol, c.epochs, repeats=1, seed=c.seed,
                    every=g['every'],
                    device=bench.on, show_progress=False)
     student = dict(seconds=res.seconds[0], peak_bytes=res.peak_bytes[0])

@@ -121,11 +121,15 @@ def test_label_teachers_share_images(world, tmp_path):
     assert g['label_teachers']['early']['test_accuracy']<g['teacher']['test_accuracy']
 
 def test_bytes_are_those_on_disk(world, tmp_path):
-    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], labels=['online', 'stored', 'hard', 'views'], **small).set_index('labels')
+    frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['random'], labels=['online', 'stored', 'hard', 'views', 'views:1'], **small).set_index('labels')
     folder = tmp_path/'c'/'sets'/frame['set'].iloc[0]
     assert all(b['images']==sum(f.stat().st_size for f in (folder/'train').rglob('*.png')) for b in frame.bytes)
     assert frame.bytes['online']['teacher']==(Path(world['teacher'])/'early.safetensors').stat().st_size
     assert (frame.bytes['stored']['labels'], frame.bytes['hard']['labels'], frame.bytes['stored']['teacher'])==(10*10*2, 0, 0) and frame.bytes['views']['labels']>0
+    assert frame.bytes['views:1']['labels']*frame.epochs['views']==frame.bytes['views']['labels']     # one view an image, again and again
+    assert frame.accuracy['views']==frame.accuracy['online']
+    for l in ('views:0', 'views:x', 'online:3', 'views:'):
+        with pytest.raises(InfoUtilError, match='unknown labels'): compare(world['data'], world['teacher'], tmp_path/'d', methods=['random'], labels=[l], **small)
 
 def test_one_set_repeats_the_student_alone(world, tmp_path):
     kw = dict(methods=['random'], **{**small, 'repeats': 2})

@@ -186,6 +186,15 @@ def test_labels_are_the_teachers_answer_to_the_mixed_view_in_eval_mode():
             views = draw_views(i, seed=3, epoch=epoch, size=8, batch=k)
             assert torch.allclose(x, naive_views(ds.images[i], views), atol=1e-4)
 
+def test_a_run_longer_than_its_labelled_views_shows_them_again():
+    ds = small_set(ipc=4).with_view_labels(Protocol(bs=6), epochs=2, seed=3, bits=32, device='cpu', show_progress=False)
+    watch = Watch()
+    student(replace(ds, teacher=None), Protocol(bs=6), 5, watch, labels='views').fit_distilled(False)
+    assert len(watch.steps)==10
+    first = watch.steps[:4]
+    for (x, target), (again, told) in zip(watch.steps[4:], [*first, *first[:2]]): assert torch.equal(x, again) and torch.equal(target, told)
+    assert not torch.equal(first[0][0], first[2][0])
+
 def test_hard_labels_go_without_a_temperature():
     ds, watch = small_set(ipc=2), Watch()
     learn = student(ds, Protocol(bs=6), 1, watch, labels='hard')
