@@ -3,6 +3,7 @@
 Nothing is imported but public names; a test that fails says that a figure of the project would change."""
 import itertools, math
 from collections import Counter
+from types import SimpleNamespace
 from copy import deepcopy
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
@@ -23,6 +24,7 @@ from infoutil.data import candidates, Candidates, load_data
 from infoutil.loaders import ShiftFlip
 from infoutil.images import read_image
 from infoutil.evaluation import difference, evaluate, mean_std
+import infoutil.label_teachers as L
 from infoutil.labels import HardLabels, label_epoch_for, patch_labels, soften, StoredLabels
 from infoutil.models import ConvNet, get_model, MeanLogits
 from infoutil.distillation import distill
@@ -194,6 +196,25 @@ def test_a_run_longer_than_its_labelled_views_shows_them_again():
     first = watch.steps[:4]
     for (x, target), (again, told) in zip(watch.steps[4:], [*first, *first[:2]]): assert torch.equal(x, again) and torch.equal(target, told)
     assert not torch.equal(first[0][0], first[2][0])
+
+def test_a_trial_looks_beyond_its_short_students(data, monkeypatch):
+    "Three label teachers: one that students catch up with at once, one they keep learning from, one that is too hard"
+    curves = dict(weak=[(20, .50), (40, .56), (80, .62)], fit=[(20, .30), (40, .40), (80, .50)], hard=[(20, .20), (40, .22), (80, .24)])
+    right = dict(weak=.65, fit=.9, hard=1.)
+    def short(ds, dl, arch, labels, protocol, epochs, repeats, seed, every, **kw):
+        assert labels=='online' and repeats==1
+        return SimpleNamespace(curves=[curves[ds]], mean=curves[ds][-1][1], seconds=(1.,))
+    monkeypatch.setattr(L, 'evaluate', short)
+    monkeypatch.setattr(L, 'relabel', lambda ds, t, which: which)
+    monkeypatch.setattr(L, '_accuracy', lambda t, dl: right[t.name])
+    net = convnet(10, size=32)
+    known = {n: teacher_with(net, 32, data.classes, epoch=i) for i,n in enumerate((*curves, 'converged'))}
+    for n,t in known.items(): object.__setattr__(t, 'name', n)
+    monkeypatch.setattr(L, 'different', lambda known: list(curves))
+    found = L.try_label_teachers(data, known, 1, 1, protocol=Protocol(epochs=320), views=80*data.n_classes, images=50, show_progress=False)
+    # two more doublings of 80 epochs: .50 + 2 x .1, below .95 x .9; .62 + 2 x .06 would outgrow .95 x .65
+    assert found.label_teacher.tolist()==['fit', 'weak', 'hard']
+    assert found.expected.tolist()==pytest.approx([.7, .62, .28])
 
 def test_hard_labels_go_without_a_temperature():
     ds, watch = small_set(ipc=2), Watch()
