@@ -142,9 +142,12 @@ class Progress:
         what='students', # What the tasks are
     ):
         self.total, self.n, self.first, self.t0, self.show = total, finished, finished, time.time(), show
-        self.bar = fastprogress.progress_bar(range(total), leave=False) if show and not fastprogress.NO_BAR else None
-        if self.bar: self.bar.update(finished)
-        elif show: print(f'{total} {what}'+f', {finished} of them finished before'*bool(finished), flush=True)
+        # the bar is of what is left, since its time to go comes from the tasks that it saw
+        on_bar = show and total>finished and not fastprogress.NO_BAR
+        self.bar = fastprogress.progress_bar(range(total-finished), leave=False) if on_bar else None
+        if show and (finished or not on_bar):
+            print(f'{total} {what}'+f', {finished} of them finished before'*bool(finished), flush=True)
+        if on_bar: self.bar.update(0)
 
     def __call__(self,
         text:str,         # About the task that has finished
@@ -153,7 +156,7 @@ class Progress:
         self.n += 1
         if self.bar:
             self.bar.comment = text
-            self.bar.update(self.n)
+            self.bar.update(self.n-self.first)
         elif self.show:
             left = (time.time()-self.t0)/(self.n-self.first)*(self.total-self.n)
             print(f"{self.n:>{len(str(self.total))}}/{self.total}  {text}  ({seconds:.0f} s; "
