@@ -109,7 +109,7 @@ def _to_ddranking(ds, root, data=None, temperature=1.):
     rows = torch.cat([torch.arange(c*ds.ipc, (c+1)*ds.ipc) for c in order])
     m, s = [torch.tensor(v).view(3, 1, 1) for v in (mean, std)]
     _save_pt(root/'images.pt', (ds.images[rows].cpu().float()/255-m)/s)
-    if ds.labels is not None: _save_pt(root/'labels.pt', image_logits(ds.labels.cpu(), temperature)[rows])
+    if ds.labels is not None: _save_pt(root/'labels.pt', image_logits(ds.labels.cpu(), temperature)[rows][:, order])
     for i,r in enumerate(rows.tolist()):
         c, j = divmod(i, ds.ipc)
         f = root/image_path(c, ds.classes[order[c]], j).replace('train/', 'images/', 1)
