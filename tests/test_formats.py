@@ -197,6 +197,14 @@ def test_ddranking_files(tmp_path):
     m, s = torch.tensor([.4, .5, .6]).view(3, 1, 1), torch.tensor([.2, .25, .3]).view(3, 1, 1)
     torch.testing.assert_close(own, (ds.images.float()/255-m)/s)
 
+def test_ddranking_orders_the_columns_of_labels_as_it_orders_classes(tmp_path):
+    "ImageWoof, whose order is not the sorted one: labels that name each image's own class go on naming it"
+    from torch import load
+    ds = made(names=sorted(DDRANKING['ImageWoof'][3]), k=1)
+    out = put(replace(ds, labels=9*torch.eye(10)[ds.y][:, None]), tmp_path/'w', 'ddranking', data='ImageWoof')
+    labels = load(out/'labels.pt', weights_only=True)
+    assert labels.argmax(1).tolist()==[c for c in range(10) for _ in range(ds.ipc)]
+
 @pytest.mark.parametrize('t', [float('inf'), float('nan'), 0, -1])
 def test_a_temperature_is_finite(tmp_path, t):
     with pytest.raises(InfoUtilError, match='temperature'): put(made(), tmp_path/'d', 'ddranking', temperature=t)
