@@ -1,10 +1,10 @@
 """CIFAR-10, ConvNet-3: which recipe and which label teacher make the best student?
 
-Five parts, each a file of JSON lines (one line a student), which a later call continues; the trial is done at once:
+Five parts, each a file of JSON lines (one line a student), which a later call continues; a trial is done whole and its lines appended:
 
     infoutil teacher CIFAR10 -o TEACHER --arch convnet3 --size 32 --epochs 8 --early-epoch 6 --valid-frac 0.1 --checkpoints 1,2,3,4,5,7
     python results/recipe.py search CIFAR10 TEACHER -o results/recipe_search.jsonl   # measured on 5,000 training images that nobody was trained on
-    python results/recipe.py ladder CIFAR10 TEACHER -o results/recipe_ladder.jsonl --ipc 10   # `best` with one field changed, likewise
+    python results/recipe.py ladder CIFAR10 TEACHER -o results/recipe_ladder.jsonl --ipc 50 --seeds 0 --who epoch_015+epoch_020+converged --only 'RandAug|twice'   # `best` with one field changed, likewise
     python results/recipe.py labels CIFAR10 TEACHER -o results/recipe_labels.jsonl --ipc 10 --who early,epoch_003+epoch_005   # likewise
     python results/recipe.py trial  CIFAR10 TEACHER -o results/recipe_trial.jsonl    # who should label, as `--label-teacher auto` finds out
     python results/recipe.py final  CIFAR10 TEACHER -o results/recipe.jsonl          # measured once on the test images
@@ -109,7 +109,7 @@ def run(part, folder, teacher, out, ipc, seeds, only, who, share, protocols):
 def trial(folder, teacher, out, ipc):
     judge = load_teacher(teacher)
     frame = try_label_teachers(load_data(folder, HELD_OUT), label_states(judge, None, teacher), ipc)
-    out.write_text(''.join(json.dumps(dict(ipc=ipc, **r))+'\n' for r in frame.to_dict('records')))
+    with out.open('a') as f: f.writelines(json.dumps(dict(ipc=ipc, **r))+'\n' for r in frame.to_dict('records'))
 
 if __name__=='__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
