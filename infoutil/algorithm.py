@@ -15,7 +15,7 @@ from .pixels import cut_patches
 from .crop import draw_fractions, noisy_maps, pool_map, random_windows, windows
 from .methods import Choice, method, opt, reads
 from .gradient_norms import SCORES
-from .selection import best_rows, concat_crops, Crops, ENDS, take_crops, top_crops
+from .selection import best_rows, concat_crops, Crops, ENDS, EQUAL, take_crops, top_crops
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 import torch
@@ -42,6 +42,8 @@ class WindowSettings(Choice):
     score:str = opt('grad_norm', 'what windows are ranked by', choices=SCORES, maps=False)
     end:str = opt('lowest', 'end of the ranking that is kept', choices=ENDS, paper='highest', maps=False)
     per_image:int = opt(1, 'crops of one image at most', least=1, none='all may enter', paper=None, maps=False)
+    equal:str = opt('once', 'of equal windows of one image how many may enter, where per_image lets in more than one',
+                    choices=EQUAL, paper='all', maps=False)
     precision:str = opt('auto', 'of attribution; auto is bfloat16 where the hardware has it', choices=PRECISIONS)
 
 # %% ../nbs/13_algorithm.ipynb #479d212c
@@ -126,7 +128,7 @@ class InfoUtil(Windowed):
         return score_windows(cands, boxes, maps, teacher, self.rank, bs)
 
     def choose(self, table, n, exact=None):                         # select
-        return top_crops(table, n, self.end, self.per_image, exact)
+        return top_crops(table, n, self.end, self.per_image, exact, self.equal)
 
 # %% ../nbs/13_algorithm.ipynb #a7b4ab54
 _ROOM = dict(cpu=2**25, cuda=2**28)   # bytes of normalized crops that are made at once
@@ -180,7 +182,7 @@ def per_part(self:Windowed):
 def keep(self:InfoUtil, table, n, exact=None):
     "The rows of a part of a class that can still win; the middle is known when all are there"
     if self.end=='middle': return table
-    return take_crops(table, best_rows(table, n, self.end, self.per_image, exact))
+    return take_crops(table, best_rows(table, n, self.end, self.per_image, exact, self.equal))
 
 @patch(as_prop=True)
 def map_precision(self:Windowed):

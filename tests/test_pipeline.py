@@ -28,7 +28,7 @@ def test_same_seed_same_bytes(world, tmp_path):
     assert tree(tmp_path/'a')==tree(tmp_path/'b')
 
 changes = dict(method='random', ipc=2, factor=2, candidates=5, seed=1, attribution='grad_cam', budget=40, estimator='kernel', output='probability', grid=3, alpha=0., crops=2, min_area=.55,
-               max_area=.3, score='loss', end='highest', per_image=None, label_teacher='converged', label_teachers=2, precision='bfloat16')
+               max_area=.3, score='loss', end='highest', per_image=None, equal='all', label_teacher='converged', label_teachers=2, precision='bfloat16')
 
 def test_windows_are_as_large_as_a_tile_has_room_for(world):
     run = lambda **kw: distill(world['data'], world['teacher'], world['early'], **{**small, 'candidates': 4, **kw})
@@ -56,7 +56,7 @@ def unchanged(world, kw):
 @pytest.mark.parametrize('field', changes)
 def test_every_field_changes_something(world, field):
     windows = dict(max_area=.6, min_area=.3, end='middle', budget=32)
-    kw = {**small, **windows, 'candidates': 4, **({'ipc':4} if field=='per_image' else {})}
+    kw = {**small, **windows, 'candidates': 4, **({'ipc':4} if field=='per_image' else {}), **(dict(ipc=4, per_image=None, alpha=0.) if field=='equal' else {})}
     drop = (*windows, 'precision') if field=='method' else ()                  # random does not read them
     a = unchanged(world, kw)
     b = distill(world['data'], world['teacher'], world['early'], **{k:v for k,v in {**kw, field:changes[field]}.items() if k not in drop})

@@ -595,6 +595,13 @@ def test_the_end_that_is_named_is_kept(end, per_image):
     assert top_crops(crops, 4, end, per_image).score.tolist()==want[:4]
     assert [scores[i] for i in rank_crops(crops, end)]==[scores[i] for i in order]
 
+def test_equal_windows_of_an_image_enter_once(data):
+    def windows(**kw):
+        ds = distill(data, gray_teacher(brightness_net()), preset='paper', alpha=0., ipc=3, candidates=4, label_teacher='converged', preflight=False, show_progress=False, **kw)
+        return [(p['source'], *p['box']) for p in ds.provenance]
+    once, copies = windows(equal='once'), windows()       # without noise all five windows of an image are the same
+    assert len(once)==len(copies)>len(set(copies)) and len(set(once))==len(once)
+
 def naive_resize(x, h, w):
     if x.shape[-2:]==(h, w): return x
     return F.interpolate(x[None].float(), (h, w), mode='bilinear', antialias=True).round().clamp(0, 255).byte()[0]
@@ -956,8 +963,8 @@ def test_defaults_are_those_that_the_figures_were_made_with():
     for name,odd in others.items():
         for k,v in {**rded, **odd}.items(): assert getattr(PROTOCOLS[name], k)==v, (name, k)
     usual = dict(name='infoutil', ipc=10, candidates=300, attribution='shapley', budget=64, estimator='prior', grid=4,
-                 output='logit', alpha=2., crops=5, score='grad_norm', end='lowest', per_image=1)
-    paper = dict(min_area=.25, max_area=.25, end='highest', per_image=None)
+                 output='logit', alpha=2., crops=5, score='grad_norm', end='lowest', per_image=1, equal='once')
+    paper = dict(min_area=.25, max_area=.25, end='highest', per_image=None, equal='all')
     for name,odd in (('default', {}), ('paper', paper)):
         for k,v in {**usual, **odd}.items(): assert getattr(make_config(preset=name), k)==v, (name, k)
     assert make_config(method='sre2l').iterations==1000
