@@ -297,9 +297,11 @@ def _states_of(a, cfg):
     which, known = cfg.label_teacher, teacher_states(a.teacher)
     if which=='by_ipc': wanted = {'early'}
     elif which=='auto' or cfg.label_teachers: wanted = {*known}
-    else: wanted = {check_choice('label teacher', n, ['auto', 'by_ipc', *known]) for n in which.split('+')}
+    else: wanted = {n if ':' in n else check_choice('label teacher', n, ['auto', 'by_ipc', *known])
+                    for n in which.split('+')}
     teacher = load_teacher(a.teacher)
-    states = {n:load_teacher(a.teacher, n) for n in known if n in wanted-{'converged'}}
+    states = {n:load_teacher(a.teacher, n) for n in [*known, *(n for n in wanted if ':' in n)]
+              if n in wanted-{'converged'}}
     for t in states.values(): check_early(teacher, t)
     return teacher, states
 
@@ -315,6 +317,11 @@ def _enter_run(stack, path, settings, force):
     return run
 
 # %% ../nbs/46_command_line.ipynb #2798f1b2
+def _add_crop_pct(p):
+    _add(p, 'crop-pct', _number, 1., "part of a test image's shorter side that is shown, above 0 and up to 1; "
+         "0.875 cuts "
+         "224 px from 256, as RDED's protocol does")
+
 def _evaluate_options(p):
     _add_set(p)
     p.add_argument('--test', required=True, metavar='DATA',
@@ -323,6 +330,7 @@ def _evaluate_options(p):
     _add(p, 'valid-frac', _number, None,
          'measure on the part of the training images that this fraction holds out, between 0 and 1; '
          'without it as --test says')
+    _add_crop_pct(p)
     _add(p, 'arch', str, None, 'student network, such as convnet3 or resnet18; without it the one that judged the set')
     _add(p, 'labels', str, None,
          "online (the set's teacher labels every view), stored (one label a patch), views (stored labels of every "
@@ -361,7 +369,7 @@ def run_evaluate(
     labels = a.labels or (PROTOCOLS[a.protocol].labels if a.protocol in PROTOCOLS else None) or 'online'
     ds = DistilledSet.load(a.set, device=default_device(), with_teacher=labels=='online')
     res = evaluate(ds, a.test, a.arch, a.labels, a.protocol, a.epochs, a.repeats, a.seed, valid_frac=a.valid_frac,
-                   precision=a.precision)
+                   crop_pct=a.crop_pct, precision=a.precision)
     print(f"{res.config['arch']}, {ds.ipc} images per class, {res.config['labels']} labels: {res}")
     if a.out: write_json(a.out, res.to_dict())
 
@@ -394,8 +402,9 @@ def _compare_options(p):
          "online (the label teacher labels every view), stored (one label a patch), views (stored labels of every "
          "view), views:10 (of ten views of each image, again and again) or hard; without it online")
     _add(p, 'label-teachers', _names, None,
-         "early, converged, other states in the teacher's directory, several as early+converged, all, auto: by a trial "
-         "for each number of images, or by_ipc: early up to 10 images per class; without it auto")
+         "early, converged, other states in the teacher's directory, several as early+converged, DIR:NAME of another "
+         "directory, all, auto: by a trial for each number of images, or by_ipc: early up to 10 images per class; "
+         "without it auto")
     _add(p, 'protocols', _names, None, "students' recipes: best, best-long, rded, paper, rd3, plain, hard; "
          "without it best")
     _add(p, 'archs', _names, None, "students' networks, such as convnet3,resnet18; without it the teacher's")
@@ -410,6 +419,7 @@ def _compare_options(p):
          "without it the protocol's, and 60 for the digits")
     _add(p, 'every', _whole, None, 'also measure every so many epochs, for curves and the best epoch')
     _add(p, 'test', str, None, 'real images to measure on; without it the test part of DATA')
+    _add_crop_pct(p)
     _add(p, 'jobs', _whole, None, 'processes side by side; without it as many as cores up to 4 on a CPU, 1 with a GPU')
     _add_settings(p, but=('ipc', 'seed', 'label_teacher', 'label_teachers'))
     p.add_argument('--one-set', action='store_true',
@@ -446,7 +456,7 @@ def run_compare(
     from infoutil.results import accuracy_table
     from infoutil.report import to_markdown
     check_apart(a.out, a.data, a.teacher)
-    how = {k:getattr(a, k) for k in 'repeats seed every one_set test valid_frac extend'.split()}
+    how = {k:getattr(a, k) for k in 'repeats seed every one_set test crop_pct valid_frac extend'.split()}
     frame = compare(a.data, a.teacher, a.out, **_axes_of(a), **how, jobs=_jobs(a.jobs),
                     **_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers')))
     print(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The '

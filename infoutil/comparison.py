@@ -12,8 +12,10 @@ __all__ = ['AXES', 'TABLES', 'SCHEMA', 'compare', 'Entry', 'parse_method', 'pape
 from .basics import *
 from .engine.seen_images import count_seen, fingerprints, sketch
 from .data import load_data
+from .images import check_crop_pct
 from .models import arch_names
-from .teacher import check_classes, check_unseen, least_right, load_teacher, predict, teacher_states
+from .teacher import (
+    check_classes, check_unseen, least_right, load_teacher, predict, state_place, teacher_states)
 from .engine.measure import measure
 from .labels import label_epoch_for, label_states
 from .distilled_set import DistilledSet
@@ -57,6 +59,7 @@ def compare(
     # change
     one_set:bool=False,
     test=None,                      # Real images to measure on; None: the test part of `data`
+    crop_pct:float=1.,              # Part of a test image's shorter side that is shown, see `evaluate`
     valid_frac:float=None,          # See `data.load_folder`; None: what the teacher was trained with
     jobs:int=1,                     # Processes side by side, 1 or more; does not change the choice of images
     extend:bool=False,              # Let a comparison that was started grow
@@ -67,7 +70,7 @@ def compare(
     "Train every student of a grid under equal recipes, and keep each result at once"
     bench = _bench(data, teacher, out, _methods(methods), settings, device, test, valid_frac, jobs,
                  ipc=ipc, labels=labels, label_teachers=label_teachers, protocols=protocols, archs=archs,
-                 repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set)
+                 repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set, crop_pct=crop_pct)
     _try_labels(bench, show_progress)
     config, about = _config_of(bench), lambda config: _about(bench, config)
     if not (bench.out/'compare.json').exists():
@@ -246,11 +249,12 @@ def _check_axes(g, states):
     for l in g['labels']: _told(l)
     for p in g['protocols']: check_choice('protocol', p, PROTOCOLS)
     for t in (t for ts in g['label_teachers'] for t in ts.split('+')):
-        check_choice('label teacher', t, ['auto', 'by_ipc', *states])
+        if ':' not in t: check_choice('label teacher', t, ['auto', 'by_ipc', *states])
     for k in ('repeats', 'epochs', 'every'):
         for v in g[k] if k=='epochs' and isinstance(g[k], list) else [g[k]]:
             if v is None or isinstance(v, int) and v>=1: continue
             raise InfoUtilError(f"{k} {v} came; 1 or more is accepted; raise {k} (--{k})")
+    check_crop_pct(g['crop_pct'])
     if 'by_ipc' in g['label_teachers'] and 'early' not in states and min(g['ipc'])<=10:
         raise TeacherError("label teacher 'by_ipc' takes the early state up to 10 images per class and the teacher's "
                            "directory holds none; name another (--label-teachers converged), or train with an early "
@@ -332,6 +336,7 @@ def _read_grid(file):
                           "choose another directory (-o)")
     c = old['config']                    # of older versions `auto` was the rule by IPC
     if 'auto' not in c: c |= dict(auto={}, label_teachers=['by_ipc' if t=='auto' else t for t in c['label_teachers']])
+    c.setdefault('crop_pct', 1.)
     return old
 
 _SINCE = ('training_files', 'evaluation_labels')      # settings that older versions did not keep
@@ -376,7 +381,8 @@ class Bench:
         if which not in self.held: self.held[which] = load_teacher(self.dir, which, device=self.on)
         return self.held[which]
     def dl(self, ds):
-        if 'test images' not in self.held: self.held['test images'] = test_dl(ds, self.split, device=self.on)
+        if 'test images' not in self.held: self.held['test images'] = test_dl(ds, self.split, device=self.on,
+                                                                                crop_pct=self.g['crop_pct'])
         return self.held['test images']
     # the seed that a cell's set was drawn with
     def draw(self, c): return self.g['seed'] if self.g['one_set'] else c.seed
@@ -411,7 +417,8 @@ def _labelled(bench, ds, c):
         if told=='views':
             ds = ds.with_view_labels(c.protocol, c.arch, views or c.epochs, c.seed, device=bench.on,
                                      show_progress=False)
-    weights = sum((bench.dir/f'{n}.safetensors').stat().st_size for n in c.label_teacher.split('+'))
+    places = [state_place(bench.dir, n) for n in c.label_teacher.split('+')]
+    weights = sum((d/f'{n}.safetensors').stat().st_size for d,n in places)
     nbytes = dict(online=0, stored=2*ds.labels.numel(), views=0 if ds.views is None else ds.views.nbytes)[told]
     cost = dict(label=dict(seconds=round(stage.seconds, 3), peak_bytes=stage.peak_bytes))
     return ds, cost, dict(labels=nbytes, teacher=weights if c.labels=='online' else 0)
@@ -616,7 +623,7 @@ def _grid(axes, methods, judge, data):
     names = {k:_unique(k.replace('_', ' '), axes[k] or own.get(k)) for k in ('labels', 'label_teachers', 'protocols')}
     return dict(methods=list(methods), ipc=_unique('ipc', axes['ipc'], int), **names, archs=_unique('archs', archs),
                 epochs=epochs, auto={},
-                **{k:axes[k] for k in ('repeats', 'seed', 'every', 'one_set')})
+                **{k:axes[k] for k in ('repeats', 'seed', 'every', 'one_set', 'crop_pct')})
 
 def _own_arch(teacher):
     "The student's network where none is named"

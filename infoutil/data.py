@@ -6,14 +6,14 @@ Docs: https://infoutil.github.io/infoutil/data.html.md"""
 
 # %% auto #0
 __all__ = ['SPECS', 'Split', 'ImageData', 'load_folder', 'train_part', 'list_split', 'without', 'DatasetSpec', 'load_data',
-           'fetch_data', 'channel_stats', 'guess_size', 'Candidates', 'candidates', 'draw_candidates',
+           'fetch_data', 'ilsvrc_split', 'channel_stats', 'guess_size', 'Candidates', 'candidates', 'draw_candidates',
            'read_candidates', 'draw_readable', 'read_ahead', 'stream_candidates']
 
 # %% ../nbs/09_data.ipynb #730d4d38
 from .basics import *
 from .engine.outputs import new_dir
 from .images import find_broken, image_size, IMAGE_SUFFIXES, read_images
-import http.client, os, tarfile, zipfile
+import http.client, os, shutil, tarfile, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -221,6 +221,7 @@ class DatasetSpec:
     source:str='manual' # 'fastai' or 'torchvision' (downloaded), 'embedded' (no network), 'manual' (bring the folder)
     url:str=''          # Archive, for source 'fastai'
     note:str=''         # What to do, for source 'manual'
+    ilsvrc:bool=False   # Split as ILSVRC2012 was, see `ilsvrc_split`
     epochs:int=None     # Epochs of students that are enough for a comparison; None: the protocol's
 
 # %% ../nbs/09_data.ipynb #6ab98b0d
@@ -234,6 +235,8 @@ SPECS = {s.name:s for s in (
                 url='http://cs231n.stanford.edu/tiny-imagenet-200.zip'),
     DatasetSpec('imagenette', 10, 128, source='fastai', url=URLs.IMAGENETTE_320),
     DatasetSpec('imagewoof', 10, 128, source='fastai', url=URLs.IMAGEWOOF_320),
+    DatasetSpec('imagenette_ilsvrc', 10, 128, source='fastai', url=URLs.IMAGENETTE_320, ilsvrc=True),
+    DatasetSpec('imagewoof_ilsvrc', 10, 128, source='fastai', url=URLs.IMAGEWOOF_320, ilsvrc=True),
     DatasetSpec('imagenet100', 100, 128, note=_manual+' with the 100 classes of your choice'),
     DatasetSpec('imagenet1k', 1000, 224, note=_manual))}
 
@@ -262,16 +265,17 @@ def fetch_data(
     if spec.source=='manual': raise DataError(f"{name} cannot be downloaded; a folder is accepted; {spec.note}")
     dest = Path(dest) if dest else fastai_path('data')
     if spec.source=='fastai':
-        return _sort_tiny_imagenet(_download(name, spec.url, lambda: untar_data(spec.url, data=dest)))
-    _write_once(name, dest/name)
+        path = _sort_tiny_imagenet(_download(name, spec.url, lambda: untar_data(spec.url, data=dest)))
+        return ilsvrc_split(path, dest/name) if spec.ilsvrc else path
+    _write_once(dest/name, _write_digits if name=='digits' else lambda tmp: _write_cifar(tmp, name))
     return dest/name
 
 # %% ../nbs/09_data.ipynb #cb79807c
-def _write_once(name, path):
-    "Write out a set, unless it is there"
+def _write_once(path, write):
+    "Write out a set by `write(folder)`, unless it is there"
     try:
         if not path.exists():
-            with new_dir(path, mark=False) as tmp: _write_digits(tmp) if name=='digits' else _write_cifar(tmp, name)
+            with new_dir(path, mark=False) as tmp: write(tmp)
     except OutputError:
         if not path.exists(): raise                  # another process was faster
 
@@ -320,6 +324,37 @@ def _sort_tiny_imagenet(path):
     notes.unlink()
     if (path/'test').exists(): os.replace(path/'test', path/'.test_without_labels')
     return path
+
+# %% ../nbs/09_data.ipynb #9c506d9b
+_ILSVRC_VAL = 'ILSVRC2012_val_'     # the names of its validation images begin so
+
+def ilsvrc_split(
+    folder,   # A part of ImageNet in a layout of its own, such as ImageNette: train/WNID/* with val/ or test/ beside it
+    dest,     # Folder of the same images, train/WNID/* and val/WNID/*; made unless it is there
+)->Path:      # `dest`
+    "Split a part of ImageNet as ILSVRC2012 was: its own validation images for measuring, all others for training"
+    folder, dest = Path(folder), Path(dest)
+    _write_once(dest, lambda tmp: _resplit(folder, tmp))
+    return dest
+
+def _resplit(folder, dest):
+    "Link every image of `folder` into the part of `dest` that its name tells"
+    data = load_folder(folder)
+    pairs = {(s.root/f, l) for s in (data.train, data.valid, data.test) for f,l in zip(s.files, s.labels)}
+    told = {c:{p for p,l in pairs if l==c and p.name.startswith(_ILSVRC_VAL)} for c in range(data.n_classes)}
+    if bare := [data.classes[c] for c,ps in told.items() if not ps]:
+        raise DataError(f"class '{shown(bare[0])}' of {shown(folder)} has no image whose name begins with "
+                        f"{_ILSVRC_VAL}; "
+                        "a part of ImageNet with its original file names is accepted; "
+                        "take the folder as it is")
+    for p,l in sorted(pairs):
+        to = dest/('val' if p in told[l] else 'train')/data.classes[l]/p.name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if to.exists():
+            raise DataError(f"two images of {shown(folder)} have the name {shown(p.name)} in class "
+                            f"'{shown(data.classes[l])}'; names that differ are accepted; rename one")
+        try: os.link(p, to)
+        except OSError: shutil.copyfile(p, to)           # another disk, or one without links
 
 # %% ../nbs/09_data.ipynb #3221c973
 def channel_stats(

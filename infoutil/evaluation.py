@@ -13,7 +13,7 @@ from .engine.measure import measure
 from .engine.memory import memory_free
 from .data import ImageData, list_split, load_data, Split, train_part
 from .loaders import ImageItems
-from .images import check_images
+from .images import check_crop_pct, check_images
 from .distilled_set import DistilledSet
 from .student import RECIPE, recipe, student_arch, student_learner
 import math, statistics
@@ -60,6 +60,8 @@ def evaluate(
     seed:int=0,              # Repeat r has seed + r
     every:int=None,          # Also measure every so many epochs, for curves and the best epoch
     valid_frac:float=None,   # See `load_test`
+    # Part of a test image's shorter side that is shown, above 0 and up to 1; 0.875 is RDED's, see the page
+    crop_pct:float=None,
     precision:str='auto',    # See `basics.autocast`
     device=None,             # None: the first GPU or the CPU
     show_progress:bool=True, # A bar a student
@@ -68,7 +70,7 @@ def evaluate(
     if repeats<1: raise InfoUtilError(f"{repeats} repeats came; 1 or more is accepted; 3 or more give a spread")
     p, labels, epochs = recipe(protocol, labels, epochs)
     test, arch = _find(ds, test, valid_frac), student_arch(ds, arch)
-    dl = test_dl(ds, test, valid_frac, device)
+    dl = test_dl(ds, test, valid_frac, device, crop_pct)
     how = dict(precision=precision, every=every, device=device)
     learns, stages = [], []
     for r in range(repeats):
@@ -79,7 +81,8 @@ def evaluate(
     about = dict(labels=labels, protocol=protocol if isinstance(protocol, str) else 'custom', recipe=asdict(p),
                  epochs=epochs, repeats=repeats, seed=seed, precision=precision)
     return _result(learns, stages, dict(arch=learn.arch, **about, device=str(learn.dls.device), memory=stage.kind,
-                                        test_images=len(dl.dataset), distilled=dict(ds.meta), torch=torch.__version__))
+                                        test_images=len(dl.dataset), crop_pct=getattr(dl.dataset, 'crop_pct', 1.),
+                                        distilled=dict(ds.meta), torch=torch.__version__))
 
 # %% ../nbs/29_evaluation.ipynb #c0fe9a1b
 class _Trained:
@@ -140,12 +143,13 @@ def test_dl(
     test,                    # Real images: a `data.Split`, what `load_test` takes, or a loader that came from here
     valid_frac:float=None,   # See `load_test`
     device=None,             # None: the first GPU or the CPU
+    crop_pct:float=None,     # Part of the shorter side that is shown, see `images.read_image`; None: 1
 )->TfmdDL:                   # A loader of them, each read once already; goes into `evaluate` in their place
     "Real images as the students of `ds` see them"
-    if isinstance(test, TfmdDL): return _check_dl(ds, test, valid_frac)
+    if isinstance(test, TfmdDL): return _check_dl(ds, test, valid_frac, crop_pct)
     split = _find(ds, test, valid_frac)
     check_labels(torch.tensor(split.labels), len(ds.classes))
-    dl = real_dl(split, ds.size, ds.mean, ds.std, device=device)
+    dl = real_dl(split, ds.size, ds.mean, ds.std, device=device, crop_pct=1. if crop_pct is None else crop_pct)
     _read_all(dl.dataset)
     return dl
 
@@ -170,10 +174,13 @@ def real_dl(
     std:tuple,       # Channel deviations of 0-1 pixels
     bs:int=None,     # Images a batch, 1 or more; moves the last digits at most; None: what the device has memory for
     device=None,     # None: the first GPU or the CPU
+    crop_pct:float=1.,   # Part of the shorter side that is shown, see `images.read_image`
 )->TfmdDL:           # Normalized images (n, 3, size, size) and class indices (n,), in order
     "A loader of real images for validation"
+    check_crop_pct(crop_pct)
     device = torch.device(device) if device else default_device()
-    return TfmdDL(ImageItems(split, size), bs=min(bs or _valid_bs(size, device), len(split)), num_workers=0,
+    return TfmdDL(ImageItems(split, size, crop_pct=crop_pct), bs=min(bs or _valid_bs(size, device), len(split)),
+                  num_workers=0,
                   device=device, after_batch=[IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
 
 def _valid_bs(size, device):
@@ -186,15 +193,17 @@ def _stats(dl):
     f = next((f for f in dl.after_batch.fs if isinstance(f, Normalize)), None)
     return () if f is None else tuple(round(float(v), 5) for t in (f.mean, f.std) for v in t.flatten())
 
-def _check_dl(ds, dl, valid_frac):
+def _check_dl(ds, dl, valid_frac, crop_pct=None):
     "Refuse a loader whose images are not scaled as the students' are"
     size, came, want = getattr(dl.dataset, 'size', None), _stats(dl), tuple(round(v, 5) for v in (*ds.mean, *ds.std))
     if size!=ds.size or len(came)!=6 or any(abs(a-b)>2e-5 for a,b in zip(came, want)):
         raise InfoUtilError(f"a loader of {size} px that normalizes by {came} came for a set of {ds.size} px and {want}"
                             "; the same size and scale are accepted; make it with test_dl")
-    if valid_frac is None: return dl
-    raise InfoUtilError(f"valid_frac={valid_frac} came with a loader, which holds its images already; one of them is "
-                        "accepted; leave valid_frac out")
+    for what,v in dict(valid_frac=valid_frac, crop_pct=crop_pct).items():
+        if v is None: continue
+        raise InfoUtilError(f"{what}={v} came with a loader, which holds its images already; one of them is "
+                            f"accepted; leave {what} out")
+    return dl
 
 # %% ../nbs/29_evaluation.ipynb #59ee2e99
 class Difference(NamedTuple):

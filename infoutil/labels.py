@@ -42,6 +42,8 @@ def label_states(
     read = states.get if isinstance(states, dict) else partial(load_teacher, states, device=device_of(teacher.model))
     there = states or () if isinstance(states, (dict, type(None))) else teacher_states(states)
     known |= {n: read(n) for n in there if n not in known and (only is None or n in only)}
+    known |= {n: load_teacher('', n, device=device_of(teacher.model)) for n in only or () if ':' in n
+              and n not in known}
     for t in known.values(): check_early(teacher, t)
     rank = lambda t: (t.epoch, t.accuracy if t.accuracy==t.accuracy else -1.)
     return dict(sorted(known.items(), key=lambda p: (p[0]=='converged', rank(p[1]))))

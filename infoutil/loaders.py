@@ -56,8 +56,9 @@ class ImageItems:
         size:int,                # Side in pixels
         keep:int=2**30,          # Keep decoded images if all of them take no more than so many bytes
         train:bool=False,        # Whether batches of it are augmented
+        crop_pct:float=1.,       # See `images.read_image`
     ):
-        self.split, self.size = split, size
+        self.split, self.size, self.crop_pct = split, size, crop_pct
         self.split_idx = int(not train)     # fastai's loaders skip training transforms unless it is 0
         n = len(split)*3*size*size
         self.cache = torch.empty(len(split), 3, size, size, dtype=torch.uint8) if n<=keep else None
@@ -69,9 +70,9 @@ class ImageItems:
         i:int,       # Number of the file
     )->Tensor:       # uint8 (3, size, size), RGB; the cache's own memory where there is one
         "One image, decoded at most once where there is a cache"
-        if self.cache is None: return read_image(self._file(i), self.size)
+        if self.cache is None: return read_image(self._file(i), self.size, self.crop_pct)
         if not self.have[i]:
-            self.cache[i] = read_image(self._file(i), self.size)
+            self.cache[i] = read_image(self._file(i), self.size, self.crop_pct)
             self.have[i] = True
         return self.cache[i]
     def check(self,

@@ -75,8 +75,9 @@ class Method:
     ipc:int = opt(10, 'images per class', least=1, maps=False)
     seed:int = opt(0, 'another seed, other candidates and other noise')
     label_teacher:str = opt('auto',
-                            'who labels: a state of the teacher, several as early+converged, auto by a trial of '
-                            'them all, or by_ipc: early up to 10 images per class', maps=False)
+                            'who labels: a state of the teacher, several as early+converged, DIR:NAME for a state of '
+                            'another directory, auto by a trial of them all, or by_ipc: early up to 10 images per '
+                            'class', maps=False)
     label_teachers:int = opt(None, 'states of the teacher that label together, by the mean of their logits', least=1,
                              most=64, none='as many as are named, and with auto 1 to 3', maps=False)
 

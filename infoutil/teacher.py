@@ -6,8 +6,9 @@ Docs: https://infoutil.github.io/infoutil/teacher.html.md"""
 
 # %% auto #0
 __all__ = ['TEACHER_SCHEMA', 'TRIED', 'ON_ERROR', 'Teacher', 'predict', 'check_finite', 'save_teacher', 'state_of', 'write_state',
-           'load_teacher', 'teacher_states', 'teacher_from', 'check_classes', 'TrainingRecord', 'save_record',
-           'load_record', 'check_early', 'check_unseen', 'mean_teacher', 'check_teacher', 'least_right', 'preflight']
+           'load_teacher', 'state_place', 'teacher_states', 'teacher_from', 'check_classes', 'TrainingRecord',
+           'save_record', 'load_record', 'check_early', 'check_unseen', 'mean_teacher', 'check_teacher', 'least_right',
+           'preflight']
 
 # %% ../nbs/10_teacher.ipynb #9eca1c75
 from .basics import *
@@ -157,7 +158,9 @@ def write_state(
 # %% ../nbs/10_teacher.ipynb #eef9d4cd
 def load_teacher(
     path,                     # Directory written by `train_teacher` or `save_teacher`
-    which:str='converged',    # 'early', 'converged', the name that it was saved under, or several: 'early+converged'
+    # 'early', 'converged', the name that it was saved under, or several: 'early+converged'; DIR:NAME is a state of
+    # another directory
+    which:str='converged',
     classes:tuple=None,       # Class names of the data, in order; a teacher of other classes is refused; None: any
     size:int=None,            # Side in pixels that is going to be used; a teacher of another one is refused; None: any
     device=None,              # Where to; None: the first GPU or the CPU
@@ -166,7 +169,8 @@ def load_teacher(
     "Read a checkpoint back, checking digest, shape, class order and size"
     if '+' in which:
         return mean_teacher([load_teacher(path, w, classes, size, device, deepcopy(model)) for w in which.split('+')])
-    meta, file = _read_meta(path, which), Path(path)/f'{which}.safetensors'
+    path, which = state_place(path, which)
+    meta, file = _read_meta(path, which), path/f'{which}.safetensors'
     _check_digest(file, meta['sha256'])
     check_classes(meta['classes'], classes)
     if size is not None and size!=meta['size']:
@@ -197,6 +201,14 @@ def _is_finite(v): return isinstance(v, (int, float)) and abs(v)<1e9     # nor a
 # %% ../nbs/10_teacher.ipynb #4eea45af
 _AGAIN = 'restore the file or train the teacher again'
 _OLD_ARCHS = {'convnet3 (width 32)': 'convnet3_32'}   # what earlier versions wrote, and how it is read
+
+def state_place(
+    path,        # A teacher's directory
+    which:str,   # One of its states, or DIR:NAME
+)->tuple:        # The directory of the state, and its name there
+    "Where a state lies"
+    other, _, name = which.rpartition(':')
+    return Path(other or path), name
 
 def teacher_states(
     path,        # Directory
@@ -363,6 +375,11 @@ def check_early(
         if a!=b:
             raise TeacherError(f"the converged teacher has {k} {a} and the early one {b}; "
                                "two states of one run are accepted; train them together or leave the early one out")
+    if None not in (pair := (teacher.held_out, early.held_out)) and len({*pair})>1:
+        raise TeacherError(f"one teacher was trained without {pair[0]} of the training images and the other without "
+                           f"{pair[1]}; the "
+                           "same part is accepted, so that nothing held out is learned from; train both with one "
+                           "valid_frac (--valid-frac)")
 
 def check_unseen(
     teacher:Teacher,          # Whose training is looked at; one without a record passes
