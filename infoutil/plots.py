@@ -15,7 +15,7 @@ from .mosaics import split_mosaics
 from .results import (
     bytes_frame, curve_frame, FACTORS, in_order, in_words, levels_of, per_class, score_name, stage_frame, stages_of,
     summary, varying, YARDSTICK)
-import itertools, math
+import itertools, math, statistics
 from pathlib import Path
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
@@ -202,10 +202,11 @@ def plot_map(
     ipcs, rows, cols = [levels_of(frame, k) for k in ('ipc', 'labels', 'epochs')]
     for m in (method, to): check_choice('method', m, frame.method.unique())
     if axs is None:
-        axs = plt.subplots(1, len(ipcs), figsize=(1.1+len(ipcs)*(.9+1.1*len(cols)), .8+.62*len(rows)), squeeze=False,
+        axs = plt.subplots(1, len(ipcs), figsize=(1.9+len(ipcs)*(1.+1.1*len(cols)), .9+.62*len(rows)), squeeze=False,
                            layout='constrained')[1][0]
     for ax, ipc in zip(axs, ipcs):
-        at = frame[frame.ipc==ipc].groupby(['labels', 'epochs'])
+        own = frame[frame.ipc==ipc]
+        at = own.groupby(['labels', 'epochs'])
         cells = {(r, c): _gap(at.get_group((r, c)), method, to) for r in rows for c in cols if (r, c) in at.groups}
         gaps = [[cells[r, c][0] if (r, c) in cells else math.nan for c in cols] for r in rows]
         ax.imshow(gaps, cmap='RdBu', vmin=-10, vmax=10, aspect='auto')
@@ -213,10 +214,22 @@ def plot_map(
             text = f'{d:+.1f}'+('' if se!=se else f' ± {se:.1f}')+f'\n{acc:.0f} %'
             ax.text(cols.index(c), rows.index(r), text, ha='center', va='center', fontsize=8,
                     color='w' if abs(d)>7 else 'k')
-        ax.set_xticks(range(len(cols)), cols)
-        ax.set_yticks(range(len(rows)), rows)
+        ax.set_xticks(range(len(cols)), [f'{c}{_student_seconds(own[own.epochs==c])}' for c in cols])
+        ax.set_yticks(range(len(rows)), [f'{r}{_bytes_of_labels(own[own.labels==r])}' for r in rows])
         ax.set(xlabel='epochs', title=f'{method} above {to}, {ipc} a class')
     return list(axs)
+
+def _student_seconds(t):
+    "What a student took, below its epochs"
+    s = [r['student']['seconds'] for r in t.get('stages', ()) if (r or {}).get('student', {}).get('seconds')]
+    return f'\n{statistics.median(s):.0f} s' if s else ''
+
+def _bytes_of_labels(t):
+    "What labels add to the images, below their name"
+    b = [r for r in t.get('bytes', ()) if r]
+    mean = lambda k: statistics.fmean(r.get(k) or 0 for r in b)/1e3 if b else 0.
+    words = [f'{kb/1e3:.1f} MB' if kb>=1e3 else f'{kb:.3g} kB' for kb in (mean('labels')+mean('teacher'),) if kb]
+    return ''.join(f'\n+ {w}' for w in words)
 
 def _gap(t, method, to):
     "Points between two methods and their standard error, paired by seed, and the accuracy of the first in per cent"
