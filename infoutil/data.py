@@ -391,6 +391,7 @@ class Candidates:
     files:tuple      # Paths relative to the data set's root
     images:Tensor    # uint8 (n, 3, size, size)
     seeds:tuple      # A seed for every image, independent of its neighbours
+    root:Path=None   # The data set's folder, where the original pictures are; None: not known
     def __len__(self): return len(self.files)
     def __repr__(self): return f"Candidates('{self.name}', {len(self)} images of {self.images.shape[-1]} px)"
 
@@ -429,7 +430,7 @@ def read_candidates(
     "Read images of class `label`"
     seeds = tuple(seed_from(seed, 'image', _posix(f)) for f in files)
     images = read_images([data.root/f for f in files], size, workers)
-    return Candidates(label, data.classes[label], tuple(files), images, seeds)
+    return Candidates(label, data.classes[label], tuple(files), images, seeds, data.root)
 
 # %% ../nbs/09_data.ipynb #7c73db4a
 def draw_readable(

@@ -222,7 +222,7 @@ def check_choice_of(m, crops, cands, n):
     "Refuse a choice that is not `n` crops inside the candidates"
     fits = isinstance(crops,
                       Crops) and len(crops)==n and crops.label==cands.label and set(crops.source)<=set(cands.files)
-    if fits:
+    if fits and m.in_square:
         (t, l, h, w), s = crops.box.unbind(1), cands.images.shape[-1]
         fits = bool(((t>=0)&(l>=0)&(t+h<=s)&(l+w<=s)).all())
     if not fits: refuse_choice(m, crops, n, cands.label)
@@ -269,7 +269,8 @@ def images_of(self:Job, crops, parts):
     if not set(crops.source)<=where.keys(): return self.read(crops.label, crops.source)
     at = [where[f] for f in crops.source]
     images = torch.stack([parts[k].images[i] for k,i in at])
-    return Candidates(crops.label, parts[0].name, crops.source, images, tuple(parts[k].seeds[i] for k,i in at))
+    return Candidates(crops.label, parts[0].name, crops.source, images, tuple(parts[k].seeds[i] for k,i in at),
+                      parts[0].root)
 
 # %% ../nbs/22_distillation.ipynb #57a7ba13
 @patch
@@ -278,7 +279,7 @@ def finish(self:Job, table, parts):
     m, size = self.method, self.teacher.size
     crops, chosen = self.chosen(table, parts)
     with self.meter('choose'):
-        tiles  = cut_patches(chosen.images, torch.arange(self.n), crops.box, size//m.factor)
+        tiles  = m.cut(chosen, crops, size//m.factor)
         images = make_mosaics(tiles, m.factor, size)                                                # 5 compose
     with self.meter('label'): labels = label_images(self.labeller, images, m.factor)                # 6 label
     return dict(images=images, labels=labels), provenance(crops, m.factor, first=crops.label*m.ipc)

@@ -12,6 +12,7 @@ __all__ = ['UNSAID', 'LABEL_TEACHERS', 'METHODS', 'opt', 'check_number', 'check_
 # %% ../nbs/12_methods.ipynb #c1ec1f5a
 from .basics import *
 from .data import Candidates
+from .pixels import cut_patches
 from .selection import Crops, top_crops
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -93,6 +94,7 @@ class Method:
     moot = ()             # settings that change no image at the size that it was fitted to
     unread = ()           # of these, what nothing else reads either: they are left out of the record
     score_name = 'score'  # what crops are ranked by, for people; None where they are not
+    in_square = True      # whether boxes are pixels of the image at the network's size; False: of the original picture
     batched = False       # whether `bs` counts: how many inputs go through the network at once
 
     def __post_init__(self):
@@ -107,6 +109,9 @@ class Method:
 
     @property
     def n(self): return self.ipc*(self.factor or 1)**2   # crops of a class
+    def cut(self, cands, crops, side):
+        "The pixels of crops, one a row of `cands`, at `side` px"
+        return cut_patches(cands.images, torch.arange(len(crops)), crops.box, side)
     def check(self): "Refuse settings that contradict each other"
     def needs(self, teacher): "Refuse a teacher that lacks what the method reads"
     def fit(self, size): return self

@@ -9,6 +9,7 @@ from infoutil.attribution import exact_shapley, shapley_values
 from infoutil.command_line import main
 from infoutil.basics import InfoUtilError
 from infoutil.coresets import random_crops
+from infoutil.images import read_picture
 from infoutil.rded import rded_crops
 from infoutil.data import stream_candidates
 from infoutil.distillation import class_maps, distill, infoutil_crops
@@ -40,7 +41,24 @@ def test_windows_are_as_large_as_a_tile_has_room_for(world):
         with pytest.raises(InfoUtilError, match='the windows are whole images, which'): run(**odd)
     assert {tuple(p['box'][2:]) for p in run(max_area=.25).provenance}=={(16, 16)}
 
-def test_every_field_is_tried(): assert {*changes, 'iterations'}=={'method', *all_settings()}
+def test_every_field_is_tried(): assert {*changes, 'iterations', 'picture'}=={'method', *all_settings()}
+
+def test_windows_of_the_original_picture(world, tmp_path):
+    noise = torch.Generator().manual_seed(0)
+    for c in world['data'].classes:
+        (tmp_path/'train'/c).mkdir(parents=True)
+        for i in range(5): Image.fromarray(torch.randint(256, (120, 200, 3), dtype=torch.uint8, generator=noise).numpy()).save(tmp_path/f'train/{c}/{i}.png')
+    run = lambda data, picture, **kw: distill(data, world['teacher'], method='rded', picture=picture, ipc=1, factor=2, candidates=4, preflight=False,
+                                              label_teacher='converged', show_progress=False, **kw)
+    a, b = run(tmp_path, 'original', work=tmp_path/'work', valid_frac=.2), run(tmp_path, 'square', valid_frac=.2)
+    boxes = torch.tensor([p['box'] for p in a.provenance])
+    assert int((boxes[:, 1]+boxes[:, 3]).max())>160 and int((boxes[:, 0]+boxes[:, 2]).max())<=120 and a.meta['config']['picture']=='original'
+    for p,im in zip(a.provenance[:4], (a.images[0, :, t:t+16, l:l+16] for t in (0, 16) for l in (0, 16))):       # a tile is its window of the file
+        t, l, h, w = p['box']
+        px = read_picture(tmp_path/p['source'])[None, :, t:t+h, l:l+w].float()
+        assert (torch.nn.functional.interpolate(px, (16, 16), mode='bilinear', antialias=True)[0].round()-im).abs().max()<=1
+    assert a.images.float().std()>1.2*b.images.float().std()                                        # noise that was not averaged away twice
+    assert torch.equal(run(world['data'], 'original').images, run(world['data'], 'square').images)  # files of the network's size
 
 def test_iterations_change_something(world):
     run = lambda n: distill(world['data'], world['teacher'], world['early'], method='sre2l', iterations=n, ipc=1, label_teacher='by_ipc', show_progress=False, preflight=False)
