@@ -70,11 +70,11 @@ class Windowed(WindowSettings):
         lo = m.min_area or min(room, m.max_area or 1.)
         m = replace(m, min_area=lo, max_area=m.max_area or max(room, lo))
         if m.min_area<1 or self.whole_class: return m
-        if m.attribution=='shapley': return m._one_window()
+        if m.attribution=='shapley' and 'attribution' not in self.fixed: return m._one_window()
+        other = f', or take infoutil with score {m.score} (--score {m.score})' if m.attribution=='shapley' else ''
         raise InfoUtilError(f"attribution '{m.attribution}' came and the windows are whole images, which have one "
-                            "place only; "
-                            "windows below the whole area are accepted; "
-                            "pass min_area (--min-area) or factor 2 (--factor 2)")
+                            "place only; windows below the whole area are accepted; "
+                            f"pass min_area (--min-area) or factor 2 (--factor 2){other}")
 
 @patch(as_prop=True)
 def unread(self:Windowed):
