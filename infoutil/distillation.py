@@ -24,7 +24,7 @@ from .selection import concat_crops, Crops, take_crops
 from .engine.settle import ExactJudge, open_windows, round_maps, round_scores
 from .distilled_set import DistilledSet
 from .mosaics import make_mosaics, provenance
-from .teacher import check_classes, ON_ERROR, preflight as check_on_images, Teacher
+from .teacher import check_classes, ON_ERROR, preflight as check_on_images, Teacher, without_folders
 from .engine.outputs import load_part, save_part
 from .training import load_together
 import infoutil.coresets, infoutil.rded, infoutil.sre2l      # their methods register themselves
@@ -356,7 +356,7 @@ def _name_labeller(job, early, states, preflight, on_error, show_progress):
                                            show_progress=show_progress).to_dict('records'))
         which = job.trial[0]['label_teacher']
     elif m.label_teachers: which = neighbours(known, which, m.label_teachers)
-    job.labeller, job.which = one_label_teacher(known, which), which
+    job.labeller, job.which = one_label_teacher(known, which), without_folders(which)
     if preflight and job.labeller is not teacher: together(lambda: check_on_images(job.labeller, job.data, on_error))
 
 

@@ -13,6 +13,7 @@ __all__ = ['UNSAID', 'LABEL_TEACHERS', 'METHODS', 'opt', 'check_number', 'check_
 from .basics import *
 from .data import Candidates
 from .pixels import cut_patches
+from .teacher import without_folders
 from .selection import Crops, top_crops
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -124,7 +125,8 @@ class Method:
     def published(cls, settings): return True             # whether recorded settings are those of the published form
     def settings(self):
         "All settings that count by name, for the record"
-        return dict(method=self.name, **{k:v for k,v in asdict(self).items() if k not in self.unread})
+        told = dict(method=self.name, **{k:v for k,v in asdict(self).items() if k not in self.unread})
+        return {**told, 'label_teacher': without_folders(self.label_teacher)}
 
 # %% ../nbs/12_methods.ipynb #0ea8afa3
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ Docs: https://infoutil.github.io/infoutil/teacher.html.md"""
 
 # %% auto #0
 __all__ = ['TEACHER_SCHEMA', 'TRIED', 'ON_ERROR', 'Teacher', 'predict', 'check_finite', 'save_teacher', 'state_of', 'write_state',
-           'load_teacher', 'state_place', 'teacher_states', 'teacher_from', 'check_classes', 'TrainingRecord',
-           'save_record', 'load_record', 'check_early', 'check_unseen', 'mean_teacher', 'check_teacher', 'least_right',
-           'preflight']
+           'load_teacher', 'state_place', 'without_folders', 'teacher_states', 'teacher_from', 'check_classes',
+           'TrainingRecord', 'save_record', 'load_record', 'check_early', 'check_unseen', 'mean_teacher',
+           'check_teacher', 'least_right', 'preflight']
 
 # %% ../nbs/10_teacher.ipynb #9eca1c75
 from .basics import *
@@ -209,6 +209,13 @@ def state_place(
     "Where a state lies"
     other, _, name = which.rpartition(':')
     return Path(other or path), name
+
+def without_folders(
+    which:str,   # One state or several, some of other directories
+)->str:          # The same, of a directory no more than its own name
+    "How states are written down in what may leave this machine"
+    parts = [(w.rpartition(':')[0], w.rpartition(':')[2]) for w in which.split('+')]
+    return '+'.join(f'{Path(d).resolve().name}:{n}' if d else n for d,n in parts)
 
 def teacher_states(
     path,        # Directory

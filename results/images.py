@@ -3,7 +3,8 @@
     infoutil teacher CIFAR10 -o TEACHER --arch convnet3_32 --size 32 --epochs 15 --early-epoch 6 --valid-frac 0.1 --checkpoints 1,2,3,4,8
     python results/images.py windows CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10
     python results/images.py ends CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10,50,100 --candidates 1000 --epochs 100
-    python results/images.py paper CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10
+    python results/images.py paper CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10 --epochs 100
+    python results/images.py calls CIFAR10 TEACHER -o results/images.jsonl --candidates 10   # trains nothing: windows by calls
 
 Students learn where the choice of images matters: from hard classes, or from one stored label a patch (of the early state), in short runs of `best`.
 They are measured on training images that were held out of all training and choosing. A later call continues the file; `--share 1/2` takes every second
@@ -15,9 +16,10 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from sklearn.cluster import KMeans
 from infoutil.algorithm import InfoUtil, score_windows
+from infoutil.attribution import shapley_values, show_only
 from infoutil.coresets import teacher_features
-from infoutil.crop import informativeness
-from infoutil.data import load_data
+from infoutil.crop import noisy_maps, pool_map
+from infoutil.data import candidates, load_data
 from infoutil.distillation import class_maps, distill
 from infoutil.evaluation import evaluate, test_dl
 from infoutil.gradient_norms import SCORES
@@ -126,7 +128,8 @@ def about(ds):
 def run(part, folder, teacher, out, ipcs, seeds, labels, epochs, only, share, n, who, cache):
     data, judge, labeller = load_data(folder, HELD_OUT), load_teacher(teacher), load_teacher(teacher, who)
     key = lambda r: tuple(r[k] for k in ('part', 'data', 'name', 'ipc', 'seed', 'labels', 'epochs'))
-    done = {key(json.loads(l)) for l in out.read_text().splitlines()} if out.exists() else set()
+    rows = [json.loads(l) for l in out.read_text().splitlines()] if out.exists() else []
+    done = {key(r) for r in rows if r['part']!='calls'}
     dl, (mine, of) = None, share
     todo = [(s, i, name) for s in seeds for i in ipcs for name in PARTS[part] if re.search(only, name)]
     for seed, ipc, name in todo[mine-1::of]:
@@ -145,9 +148,43 @@ def run(part, folder, teacher, out, ipcs, seeds, labels, epochs, only, share, n,
             with out.open('a') as f: f.write(json.dumps(found)+'\n')
             print(f'{name}, {ipc} a class, {l} labels, seed {seed}: {100*res.mean:.1f} %', flush=True)
 
+def few_patterns(teacher, x, y, pairs=8):
+    "Maps from the smoothest patterns of a 4 x 4 grid and their complements: least squares with values that vary smoothly"
+    h = torch.tensor([[1., 1, 1, 1], [1, 1, -1, -1], [1, -1, -1, 1], [1, -1, 1, -1]])
+    order = sorted((i+j, i, j) for i in range(4) for j in range(4))[:pairs]
+    P = torch.stack([torch.outer(h[i], h[j]).flatten() for _,i,j in order])
+    v = torch.stack([predict(teacher.model, show_only(im[None], torch.cat([P>0, P<0]), 4)[0])[:, c] for im,c in zip(x, y)])
+    g, at = v[:, :pairs]-v[:, pairs:], torch.cartesian_prod(torch.arange(4.), torch.arange(4.))
+    K, mean = (-torch.cdist(at, at)).exp(), g[:, :1]/16          # a first pattern of all patches: the sum of the values
+    phi = mean+(g-mean*P.sum(1))@torch.linalg.solve(P@K@P.T+torch.eye(pairs), P@K)
+    return phi.view(-1, 4, 4)
+
+def calls(folder, teacher, out, n, reference=2048):
+    "Windows of maps from few model calls beside those of maps from many"
+    data, judge = load_data(folder, HELD_OUT), load_teacher(teacher)
+    drawn = [candidates(data, c, judge.size, n, seed=7) for c in range(data.n_classes)]
+    x, seeds = torch.cat([judge.normalize(c.images) for c in drawn]), [s for c in drawn for s in c.seeds]
+    y = torch.arange(data.n_classes).repeat_interleave(torch.tensor([len(c) for c in drawn]))
+    maps = lambda way, b, seed=1: pool_map(shapley_values(judge.model, x, y, 4, b, seed=seed, method=way, precision='float32'))
+    ways = {('prior', b): partial(maps, 'prior', b) for b in (32, 48, 64, 128, 256)}
+    ways |= {(w, 64): partial(maps, w, 64) for w in ('kernel', 'permutation')}
+    ways['patterns', 16] = lambda: pool_map(few_patterns(judge, x, y))
+    true = maps('prior', reference, 0)
+    best, std = true.flatten(1).amax(1, keepdim=True), true.flatten(1).std(1, keepdim=True, correction=0)
+    ways['prior', reference] = lambda: true
+    for (way, b),make in ways.items():
+        found = make()
+        for alpha in (0., 2.):
+            a, z = [noisy_maps(m, 5, alpha, seeds).flatten(2).argmax(2) for m in (found, true)]
+            lost = (best-true.flatten(1).gather(1, a))/std
+            row = dict(part='calls', data=Path(folder).name, size=judge.size, judge=judge.arch, images=len(x), way=way, calls=b, reference=reference,
+                       alpha=alpha, same=float((a==z).float().mean()), lost=float(lost.mean()), torch=torch.__version__)
+            with out.open('a') as f: f.write(json.dumps(row)+'\n')
+            print(f"{way}, {b} calls, alpha {alpha:g}: {100*row['same']:.0f} % the same windows, {row['lost']:.2f} deviations lost", flush=True)
+
 if __name__=='__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('part', choices=PARTS)
+    a.add_argument('part', choices=(*PARTS, 'calls'))
     for n in ('folder', 'teacher'): a.add_argument(n)
     a.add_argument('-o', '--out', type=Path, required=True)
     a.add_argument('--ipc', default='1,10')
@@ -161,6 +198,7 @@ if __name__=='__main__':
     a.add_argument('--cache', help='folder for attribution maps')
     a = a.parse_args()
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
+    if a.part=='calls': raise SystemExit(calls(a.folder, a.teacher, a.out, a.candidates))
     ints = lambda t: [int(v) for v in t.split(',')]
     run(a.part, a.folder, a.teacher, a.out, ints(a.ipc), ints(a.seeds), a.labels.split(','), a.epochs, a.only,
         [int(v) for v in a.share.split('/')], a.candidates, a.who, a.cache)

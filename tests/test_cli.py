@@ -51,6 +51,11 @@ def test_label_teachers_by_name_by_number_and_by_trial(world, tmp_path, capsys, 
     both = made('--label-teacher', 'early+converged')
     assert both.meta['label_teacher']=='early+converged' and len(both.teacher.model.nets)==2
     assert torch.equal(made('--label-teacher', 'early', '--label-teachers', '2').labels, both.labels)
+    other = tmp_path/'other'                                     # states of another directory, by its name
+    shutil.copytree(world/'teacher', other)
+    apart = made('--label-teacher', f'{other}:early+converged')
+    assert torch.equal(apart.labels, both.labels) and apart.teacher.sha256==both.teacher.sha256
+    assert apart.meta['label_teacher']==apart.meta['config']['label_teacher']=='other:early+converged'
     one = [load_teacher(world/'teacher', n, device='cpu') for n in ('early', 'converged')]
     z = torch.stack([patch_labels(t.model, both.images, 1, t.mean, t.std) for t in one]).mean(0)
     torch.testing.assert_close(both.labels.float(), z, rtol=2e-3, atol=2e-3)
@@ -61,6 +66,10 @@ def test_label_teachers_by_name_by_number_and_by_trial(world, tmp_path, capsys, 
 def test_label_teachers_that_are_not_there(world, tmp_path, refused):
     err = refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--label-teacher', 'early+convergd')
     assert "did you mean 'converged'" in err
+    shutil.copytree(world/'teacher', other := tmp_path/'other')
+    (other/'early.safetensors').write_bytes(b'')
+    for who,why in ((f'{other}:early', 'early.safetensors'), (f'{tmp_path}/none:early', "no teacher 'early'")):
+        assert why in refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--label-teacher', who)
     assert 'keep more states' in refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--label-teachers', '9')
 
 class Worked(Exception): "Long work began"
