@@ -35,6 +35,7 @@ from .methods import *
 from .algorithm import *
 from .coresets import *
 from .rded import *
+from .brought_teachers import *
 from .sre2l import *
 from .loaders import *
 from .training import *

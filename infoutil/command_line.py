@@ -225,20 +225,53 @@ def _teacher_options(p):
     _add(p, 'seed', _whole, 0, 'another seed, other weights, order and augmentation')
     _add_on_error(p, 'leaves it out, counts it and lists it in training.json')
     _add_force(p)
+    p.add_argument('--weights', metavar='FILE',
+                   help='bring a teacher that was trained elsewhere and train nothing: its '
+                   '.safetensors file, or its state_dict as torch.save wrote it, for the network --arch')
+    p.add_argument('--classes', metavar='FILE', help='of --weights: names of its outputs in their order, one a line; '
+                   "without it the data's classes in sorted order")
+    _add(p, 'mean', _numbers, None, 'of --weights: channel means of 0-1 pixels, such as .485,.456,.406; '
+         'without it those '
+         "of the data or of ImageNet, whichever it is right with more often")
+    _add(p, 'std', _numbers, None, 'of --weights: channel deviations, likewise')
+    p.set_defaults(usual=p.get_default)
 
 @command('Train a teacher and keep its early and its converged state.', _teacher_options, many=True)
 def run_teacher(
     a,        # Parsed arguments of `infoutil teacher`
 )->None:      # Nothing; the directory is written
     "infoutil teacher"
+    from infoutil.basics import InfoUtilError
     from infoutil.engine.outputs import check_apart
     from infoutil.teacher import teacher_states
     from infoutil.training import train_teacher
     check_apart(a.out, a.data)
+    if a.weights: return _bring_teacher(a)
+    for k in ('classes', 'mean', 'std'):
+        if getattr(a, k) is None: continue
+        raise InfoUtilError(f"--{k} came without --weights, which it tells about; both or neither are accepted; "
+                            "name the "
+                            "file of weights")
     names = ('arch size epochs early_epoch lr schedule seed valid_frac checkpoints strengths force bs precision '
              'on_error').split()
     t = train_teacher(a.data, a.out, **{k:getattr(a, k) for k in names})
     _say_first(f'{t}\nwritten to {a.out}: {", ".join(teacher_states(a.out))}')
+
+def _bring_teacher(a):
+    from infoutil.basics import InfoUtilError
+    from infoutil.brought_teachers import bring_teacher
+    from infoutil.engine.processes import launched
+    unread = 'epochs early_epoch checkpoints strengths lr schedule bs precision seed on_error'.split()
+    odd = [f"--{k.replace('_', '-')}" for k in unread if getattr(a, k)!=a.usual(k)]
+    if odd or launched()>1:
+        raise InfoUtilError(f"{', '.join(odd) or f'{launched()} processes'} came with --weights, with which nothing is "
+                            "trained; the network and what its outputs are is accepted; leave the rest out")
+    if not a.arch:
+        raise InfoUtilError('--weights came without the network that they belong to; '
+                            'a name such as convnet3 or resnet18 '
+                            'is accepted; name it (--arch)')
+    t = bring_teacher(a.data, a.weights, a.out, a.arch, a.size, a.mean, a.std, a.classes, a.valid_frac, a.force)
+    print(f'{t}\nwritten to {a.out}: converged')
 
 # %% ../nbs/46_command_line.ipynb #35883942
 def _distill_options(p):

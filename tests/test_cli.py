@@ -1,11 +1,12 @@
 "The command line as users meet it: every refusal is one sentence, comes before the work and leaves nothing; the whole way from teacher to picture"
-import argparse, json, os, shutil, signal, subprocess, sys, time
+import argparse, json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from PIL import Image
 from fastai.learner import Learner
 import infoutil.data, infoutil.distillation, infoutil.label_teachers, infoutil.training
 from infoutil.command_line import _parser, COMMANDS, main
+from infoutil.brought_teachers import keep_outputs
 from infoutil.basics import rng
 from infoutil.data import load_data
 from infoutil.models import get_model
@@ -71,6 +72,30 @@ def test_label_teachers_that_are_not_there(world, tmp_path, refused):
     for who,why in ((f'{other}:early', 'early.safetensors'), (f'{tmp_path}/none:early', "no teacher 'early'")):
         assert why in refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--label-teacher', who)
     assert 'keep more states' in refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--label-teachers', '9')
+
+def foreign(world, folder):
+    "The world's teacher as a file of another program: wrapped names, outputs in reverse"
+    teacher = load_teacher(world/'teacher', device='cpu')
+    order = [*range(len(teacher.classes))][::-1]
+    head = keep_outputs(teacher.model, teacher.arch, order, teacher.size).state_dict()
+    torch.save({'state_dict': {f'module.{k}': v for k,v in head.items()}}, folder/'w.pth')
+    (folder/'names.txt').write_text('\n'.join(teacher.classes[i] for i in order))
+    return teacher, ['--weights', f'{folder}/w.pth', '--arch', teacher.arch, '--size', f'{teacher.size}']
+
+def test_a_teacher_is_brought_by_its_weights(world, tmp_path, capsys):
+    teacher, argv = foreign(world, tmp_path)
+    assert main(['teacher', f'{world}/data', '-o', f'{tmp_path}/t', *argv, '--classes', f'{tmp_path}/names.txt'])==0
+    got, x = load_teacher(tmp_path/'t', device='cpu'), torch.randn(4, 3, teacher.size, teacher.size)
+    assert torch.allclose(got.model(x), teacher.model(x), atol=1e-4) and got.classes==teacher.classes
+    assert main(['distill', f'{world}/data', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s', '--ipc', '1', '--method', 'random'])==0
+
+def test_what_comes_with_weights_is_read_or_refused(world, tmp_path, refused):
+    _, argv = foreign(world, tmp_path)
+    run = lambda *more: refused('teacher', world/'data', '-o', tmp_path/'o', *more)
+    for more, why in ((['--epochs', '3'], '--epochs came with --weights'), (['--mean', '.5,.5,.5'], 'one of mean and std'), ([], 'another order|chance is')):
+        assert re.search(why, run(*argv, *more))
+    assert 'without the network' in run(*argv[:2]) and '--classes came without --weights' in run('--classes', tmp_path/'names.txt')
+    assert not (tmp_path/'o').exists()
 
 class Worked(Exception): "Long work began"
 

@@ -34,7 +34,8 @@ def finds(tree):
         if isinstance(f, ast.Name) and f.id in NAMES: yield f.id
         if isinstance(f, ast.Attribute):
             owner = f.value.id if isinstance(f.value, ast.Name) else getattr(f.value, 'attr', '')
-            if (owner, f.attr) in CALLS or (f.attr in NAMES-{'eval'}): yield f'{owner}.{f.attr}'
+            safe = (owner, f.attr)==('torch', 'load') and kw.get('weights_only') is True       # tensors and plain containers alone
+            if (owner, f.attr) in CALLS and not safe or (f.attr in NAMES-{'eval'}): yield f'{owner}.{f.attr}'
         if kw.get('shell', False) is not False: yield 'shell='
         if kw.get('allow_pickle', False) is not False: yield 'allow_pickle='
         if kw.get('weights_only', True) is not True: yield 'weights_only='
@@ -55,10 +56,11 @@ def test_nothing_reads_a_pickle_or_runs_text():
     assert not found and n>200, found
 
 @pytest.mark.parametrize('bad', ['import pickle', 'from joblib import load', 'torch.load(f)', 'from torch import load', 'np.load(f, allow_pickle=True)', 'np.load(f, allow_pickle=flag)', 'yaml.load(s)', 'eval(s)', 'exec(s)',
-    'subprocess.run(s, shell=True)', 'torch.hub.load(s)', 'os.system(s)', 'pd.read_pickle(f)', 'torch.serialization.load_learner(f)'])
+    'subprocess.run(s, shell=True)', 'torch.hub.load(s)', 'os.system(s)', 'pd.read_pickle(f)', 'torch.serialization.load_learner(f)',
+    'torch.load(f, weights_only=False)', 'torch.load(f, weights_only=flag)', 'torch.load(f, None, object())'])
 def test_the_search_finds(bad): assert list(finds(ast.parse(bad)))
 
-@pytest.mark.parametrize('fine', ['model.eval()', 'np.load(f)', 'json.load(f)', 'subprocess.run([s])', 'load_file(f)', 'learn.load(x)'])
+@pytest.mark.parametrize('fine', ['model.eval()', 'np.load(f)', 'json.load(f)', 'subprocess.run([s])', 'load_file(f)', 'learn.load(x)', "torch.load(f, 'cpu', weights_only=True)"])
 def test_the_search_leaves(fine): assert not list(finds(ast.parse(fine)))
 
 class Evil:
@@ -87,6 +89,16 @@ def test_a_pickle_in_the_place_of_tensors_is_refused_unread(file, how, tmp_path)
     if part=='set': refit(tmp_path/'set')
     with pytest.raises(InfoUtilError) as e: load(tmp_path/part)
     ic.refused(e.value, f.name, j.name, f.stem)
+    assert not (tmp_path/'mark').exists()
+
+@pytest.mark.parametrize('how', ['new', 'old', 'torch'])
+@pytest.mark.parametrize('name', ['weights.pth', 'weights.safetensors'])
+def test_weights_from_elsewhere_are_read_as_data(how, name, tmp_path):
+    from infoutil.brought_teachers import read_weights
+    (tmp_path/name).write_bytes(evil_bytes(tmp_path/'mark', how))
+    with pytest.raises(InfoUtilError, match='cannot be read as weights'): read_weights(tmp_path/name)
+    torch.save({'state_dict': {'a': torch.ones(2), 'b': Evil(tmp_path/'mark')}}, tmp_path/name.replace('safetensors', 'pt'))
+    with pytest.raises(InfoUtilError, match='cannot be read as weights'): read_weights(tmp_path/name.replace('safetensors', 'pt'))
     assert not (tmp_path/'mark').exists()
 
 def refit(folder, change=lambda m: None):
