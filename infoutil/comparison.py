@@ -336,17 +336,17 @@ def _read_grid(file):
                           "choose another directory (-o)")
     c = old['config']                    # of older versions `auto` was the rule by IPC
     if 'auto' not in c: c |= dict(auto={}, label_teachers=['by_ipc' if t=='auto' else t for t in c['label_teachers']])
-    c.setdefault('crop_pct', 1.)
     return old
 
 _SINCE = ('training_files', 'evaluation_labels')      # settings that older versions did not keep
+_WAS = dict(crop_pct=1.)                               # and those that they did not have
 
 def _open_grid(path, config, about, extend):
     "Start a grid, or go on with one; `about` makes what compare.json says"
     file = path/'compare.json'
     if not file.exists(): return write_json(file, about(config))
     old = _read_grid(file)
-    old['config'] = {**{k:config[k] for k in _SINCE}, **old['config']}
+    old['config'] = {**{k:config[k] for k in _SINCE}, **{k:v for k,v in _WAS.items() if k in config}, **old['config']}
     if extend: config = _merge(old['config'], config, path)
     odd = _difference(old['config'], config)
     if odd and not extend:
