@@ -228,6 +228,9 @@ def _teacher_options(p):
     p.add_argument('--weights', metavar='FILE',
                    help='bring a teacher that was trained elsewhere and train nothing: its '
                    '.safetensors file, or its state_dict as torch.save wrote it, for the network --arch')
+    p.add_argument('--pretrained', action='store_true', help="take torchvision's weights of --arch for ImageNet, from "
+                   "torch's cache or its download address; "
+                   "class folders are named by WNID or as torchvision names them")
     p.add_argument('--classes', metavar='FILE', help='of --weights: names of its outputs in their order, one a line; '
                    "without it the data's classes in sorted order")
     _add(p, 'mean', _numbers, None, 'of --weights: channel means of 0-1 pixels, such as .485,.456,.406; '
@@ -246,7 +249,7 @@ def run_teacher(
     from infoutil.teacher import teacher_states
     from infoutil.training import train_teacher
     check_apart(a.out, a.data)
-    if a.weights: return _bring_teacher(a)
+    if a.weights or a.pretrained: return _bring_teacher(a)
     for k in ('classes', 'mean', 'std'):
         if getattr(a, k) is None: continue
         raise InfoUtilError(f"--{k} came without --weights, which it tells about; both or neither are accepted; "
@@ -263,8 +266,12 @@ def _bring_teacher(a):
     from infoutil.engine.processes import launched
     unread = 'epochs early_epoch checkpoints strengths lr schedule bs precision seed on_error'.split()
     odd = [f"--{k.replace('_', '-')}" for k in unread if getattr(a, k)!=a.usual(k)]
+    if a.weights and a.pretrained:
+        raise InfoUtilError(f"--weights {a.weights} came with --pretrained; one of them is accepted; "
+                            "leave the other out")
+    told = '--weights' if a.weights else '--pretrained'
     if odd or launched()>1:
-        raise InfoUtilError(f"{', '.join(odd) or f'{launched()} processes'} came with --weights, with which nothing is "
+        raise InfoUtilError(f"{', '.join(odd) or f'{launched()} processes'} came with {told}, with which nothing is "
                             "trained; the network and what its outputs are is accepted; leave the rest out")
     if not a.arch:
         raise InfoUtilError('--weights came without the network that they belong to; '

@@ -95,6 +95,7 @@ def test_what_comes_with_weights_is_read_or_refused(world, tmp_path, refused):
     for more, why in ((['--epochs', '3'], '--epochs came with --weights'), (['--mean', '.5,.5,.5'], 'one of mean and std'), ([], 'another order|chance is')):
         assert re.search(why, run(*argv, *more))
     assert 'without the network' in run(*argv[:2]) and '--classes came without --weights' in run('--classes', tmp_path/'names.txt')
+    assert 'one of them is accepted' in run(*argv, '--pretrained') and "no weights of 'convnet3'" in run('--pretrained', '--arch', 'convnet3')
     assert not (tmp_path/'o').exists()
 
 class Worked(Exception): "Long work began"
