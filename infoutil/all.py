@@ -53,6 +53,7 @@ from .label_teachers import *
 from .robust_scores import *
 from .continual_learning import *
 from .learners import *
+from .kept_students import *
 from .comparison import *
 from .results import *
 from .published import *

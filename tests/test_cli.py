@@ -98,6 +98,23 @@ def test_what_comes_with_weights_is_read_or_refused(world, tmp_path, refused):
     assert 'one of them is accepted' in run(*argv, '--pretrained') and "no weights of 'convnet3'" in run('--pretrained', '--arch', 'convnet3')
     assert not (tmp_path/'o').exists()
 
+def test_a_student_is_trained_kept_and_asked(world, tmp_path, capsys):
+    s, test = f'{tmp_path}/s', f'{world}/data/test'
+    assert main(['train', f'{world}/set', '-o', s, '--arch', 'convnet3_32', '--epochs', '3', '--test', test])==0
+    said = capsys.readouterr().out
+    assert 'Teacher(convnet3_32, 3 classes, 32 px, epoch 3, accuracy' in said and f'infoutil predict {s} FILES' in said
+    assert main(['predict', s, test, '--top', '2'])==0
+    lines = [l.split('\t') for l in capsys.readouterr().out.splitlines()]
+    files = sorted(Path(test).rglob('*.png'))
+    student = load_teacher(s, device='cpu')
+    assert [l[0] for l in lines]==[str(f) for f in files] and all(len(l)==3 for l in lines)
+    right = sum(l[1].rpartition(' ')[0].rpartition(' ')[0]==f.parent.name for l,f in zip(lines, files))
+    assert right==round(student.accuracy*len(files))
+    assert main(['train', f'{world}/set', '-o', s, '--epochs', '1'])==1                # never over an older one
+    assert main(['evaluate', f'{world}/set', '--test', test, '--arch', 'convnet3_32', '--epochs', '3', '--repeats', '2', '--keep', f'{tmp_path}/k'])==0
+    for a,b in zip(load_teacher(tmp_path/'k/seed_0', device='cpu').model.parameters(), student.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
+    assert main(['predict', s, f'{tmp_path}/none.png'])==1 and load_teacher(tmp_path/'k/seed_1').epoch==3
+
 class Worked(Exception): "Long work began"
 
 @pytest.fixture
@@ -461,7 +478,7 @@ def subcommands(): return next(a for a in _parser(COMMANDS)._actions if isinstan
 
 def test_help(capsys):
     "Every command and every option explains itself"
-    assert set(subcommands())=={'demo', 'teacher', 'distill', 'evaluate', 'show', 'compare', 'report', 'export', 'push'}
+    assert set(subcommands())=={'demo', 'teacher', 'distill', 'evaluate', 'train', 'predict', 'show', 'compare', 'report', 'export', 'push'}
     for name,p in subcommands().items():
         for a in p._actions: assert a.help, f'{name} {a.option_strings or a.dest} has no help'
         with pytest.raises(SystemExit) as e: main([name, '--help'])
