@@ -91,19 +91,6 @@ def evaluate(
                                         test_images=len(dl.dataset), crop_pct=getattr(dl.dataset, 'crop_pct', 1.),
                                         distilled=dict(ds.meta), torch=torch.__version__))
 
-# %% ../nbs/29_evaluation.ipynb #bcdedc2b
-def keep_student(
-    learn:Learner,      # Of `student_learner`, trained
-    ds:DistilledSet,    # What it has learned from
-    path,               # Directory to make
-    force:bool=False,   # Replace an older one
-)->Teacher:             # As it was saved
-    "Keep a student as teachers are kept, with its last accuracy on real images where it was measured"
-    told = Teacher(learn.model.eval(), learn.arch, tuple(ds.classes), ds.size, tuple(ds.mean), tuple(ds.std),
-                   learn.epoch+1,
-                   _Trained(learn).accuracy, held_out=ds.meta.get('held_out'))
-    with new_dir(path, force) as tmp: return save_teacher(told, tmp)
-
 # %% ../nbs/29_evaluation.ipynb #c0fe9a1b
 class _Trained:
     "Reads the recorder of a student: its last accuracy, and where it was measured on the way, the curve and its best"
@@ -121,6 +108,19 @@ def _result(learns, stages, config):
     return Result(accs, statistics.fmean(accs), statistics.stdev(accs) if len(accs)>1 else 0., config,
                   tuple(round(s.seconds, 2) for s in stages), tuple(tuple(l.points) for l in learns) if curved else (),
                   () if None in best else best, tuple(s.peak_bytes for s in stages))
+
+def keep_student(
+    learn:Learner,      # Of `student_learner`, trained
+    ds:DistilledSet,    # What it has learned from
+    path,               # Directory to make
+    force:bool=False,   # Replace an older one
+)->Teacher:             # As it was saved
+    "Keep a student as teachers are kept, with its last accuracy on real images where it was measured"
+    told = Teacher(learn.model.eval(), learn.arch, tuple(ds.classes), ds.size, tuple(ds.mean), tuple(ds.std),
+                   learn.epoch+1,
+                   _Trained(learn).accuracy, held_out=ds.meta.get('held_out'))
+    with new_dir(path, force) as tmp: return save_teacher(told, tmp)
+
 
 # %% ../nbs/29_evaluation.ipynb #58b513c0
 def load_test(
