@@ -354,7 +354,7 @@ def _read_teacher(root, files, classes, device, model):
     try: return load_teacher(root/'teacher', 'label', classes=classes, device=device, model=model)
     except InfoUtilError as e:
         raise StoreError(f"the label teacher of {root} cannot be loaded: {e}; for a network of your own pass model=, "
-                         "to do without it with_teacher=False") from e
+                         "to do without it with_teacher=False (--labels stored)") from e
 
 # %% ../nbs/23_files.ipynb #44197a94
 def _read_views(root, files, recipe, m):
