@@ -68,7 +68,8 @@ class Unnormalized(nn.Module):
     ):
         super().__init__()
         self.net = net
-        for k,v in (('mean', mean), ('std', std)): self.register_buffer(k, torch.tensor(v).view(3, 1, 1), persistent=False)
+        for k,v in (('mean', mean), ('std', std)):
+            self.register_buffer(k, torch.tensor(v).view(3, 1, 1), persistent=False)
     def forward(self,
         x,           # Normalized images (n, 3, h, w)
     ): return self.net(x*self.std+self.mean)
