@@ -1,11 +1,16 @@
 """Which images: ends of the ranking, windows or whole images, mosaics, and who decides; a JSON line a student
 
     infoutil teacher CIFAR10 -o TEACHER --arch convnet3_32 --size 32 --epochs 15 --early-epoch 6 --valid-frac 0.1 --checkpoints 1,2,3,4,8
-    python results/images.py windows CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10
-    python results/images.py ends CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10,50,100 --candidates 1000 --epochs 100
-    python results/images.py paper CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10 --epochs 100
+    python results/images.py windows CIFAR10 TEACHER -o results/images.jsonl --ipc 1
+    python results/images.py ends CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10,100 --candidates 1000 --epochs 60 --seeds 0,1
+    python results/images.py paper CIFAR10 TEACHER -o results/images.jsonl --ipc 10 --epochs 100 --seeds 0,1
     python results/images.py calls CIFAR10 TEACHER -o results/images.jsonl --candidates 10   # trains nothing: windows by calls
 
+    infoutil teacher IMAGENETTE -o PHOTOS --arch convnet4_64 --size 64 --epochs 14 --early-epoch 6 --valid-frac 0.1 --checkpoints 2,4,8
+    python results/images.py windows IMAGENETTE PHOTOS -o results/images.jsonl --ipc 1 --epochs 100 --candidates 100 --seeds 0,1 --only 'mosaic|random|rded|whole, lowest norm|^windows .25$|surer'
+    python results/images.py calls IMAGENETTE PHOTOS -o results/images.jsonl --candidates 5
+
+Those of `ends` at 100 images a class, and the mosaics of ImageNette, were stopped before their second draw was complete.
 Students learn where the choice of images matters: from hard classes, or from one stored label a patch (of the early state), in short runs of `best`.
 They are measured on training images that were held out of all training and choosing. A later call continues the file; `--share 1/2` takes every second
 row, so that two processes may share the work, each with a file of its own. CIFAR10 may be any folder train/CLASS/*, with its own teacher.
@@ -26,7 +31,7 @@ from infoutil.gradient_norms import SCORES
 from infoutil.label_teachers import relabel
 from infoutil.methods import whole_images
 from infoutil.pixels import cut_patches
-from infoutil.selection import Crops, take_crops, top_crops
+from infoutil.selection import take_crops, top_crops
 from infoutil.student import PROTOCOLS
 from infoutil.teacher import load_teacher, predict
 
