@@ -6,7 +6,7 @@ Docs: https://infoutil.github.io/infoutil/comparison.html.md"""
 
 # %% auto #0
 __all__ = ['AXES', 'TABLES', 'SCHEMA', 'compare', 'Entry', 'parse_method', 'paper_grid', 'map_grid', 'Cell', 'Bench',
-           'distil_sets', 'run_cell']
+           'distil_sets', 'run_cell', 'grid_of']
 
 # %% ../nbs/41_comparison.ipynb #88d73ab1
 from .basics import *
@@ -28,7 +28,7 @@ from .distillation import check_supply, distill, held_out_fraction
 from .engine.jobs import append_row, finished_rows, Progress, run_tasks, Task
 from .engine.outputs import check_apart, check_new, write_json
 from .engine.runs import alone
-import hashlib, inspect, json, re, shutil
+import hashlib, inspect, json, os, re, shutil
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import product
@@ -63,6 +63,7 @@ def compare(
     valid_frac:float=None,          # See `data.load_folder`; None: what the teacher was trained with
     jobs:int=1,                     # Processes side by side, 1 or more; does not change the choice of images
     extend:bool=False,              # Let a comparison that was started grow
+    keep:bool=False,                # Keep every student as `out`/kept/SET-..., see `Bench.kept`
     device=None,                    # None: the first GPU or the CPU
     show_progress:bool=True,        # One display for the whole grid
     **settings,                     # For every method that reads them: factor, candidates, budget, ...
@@ -71,6 +72,7 @@ def compare(
     bench = _bench(data, teacher, out, _methods(methods), settings, device, test, valid_frac, jobs,
                  ipc=ipc, labels=labels, label_teachers=label_teachers, protocols=protocols, archs=archs,
                  repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set, crop_pct=crop_pct)
+    bench = replace(bench, keep=keep)
     _try_labels(bench, show_progress)
     config, about = _config_of(bench), lambda config: _about(bench, config)
     if not (bench.out/'compare.json').exists():
@@ -372,6 +374,7 @@ class Bench:
     methods:dict     # Name -> `Entry`
     split:object     # Images to measure on
     device:object=None
+    keep:bool=False  # Whether students are kept
 
     @cached_property
     def on(self): return torch.device(self.device) if self.device else default_device()
@@ -387,6 +390,11 @@ class Bench:
     # the seed that a cell's set was drawn with
     def draw(self, c): return self.g['seed'] if self.g['one_set'] else c.seed
     def folder(self, name, ipc, seed): return self.out/'sets'/_slug(name, ipc, seed)
+    def kept(self, c):
+        "Where the student of a cell is kept"
+        told = json.dumps([v for v in vars(c).values()])
+        digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+        return self.out/'kept'/f'{_slug(c.method, c.ipc, c.seed)}-{c.arch}-{digest}'
 
 # %% ../nbs/41_comparison.ipynb #977f5ea9
 def distil_sets(
@@ -436,11 +444,13 @@ def run_cell(
 )->dict:         # The line of results.jsonl
     "Train and measure one student"
     folder, g = bench.folder(c.method, c.ipc, bench.draw(c)), bench.g
+    keep = bench.kept(c).with_name(f'.{bench.kept(c).name}.{os.getpid()}') if bench.keep else None
     raw = DistilledSet.load(folder, with_teacher=False)
     ds, label, nbytes = _labelled(bench, raw, c)
     res = evaluate(ds, bench.dl(ds), c.arch, _told(c.labels)[0], c.protocol, c.epochs, repeats=1, seed=c.seed,
                    every=g['every'],
-                   device=bench.on, show_progress=False)
+                   device=bench.on, show_progress=False, keep=keep)
+    if keep: _put_kept(keep, bench.kept(c), c.seed)
     student = dict(seconds=res.seconds[0], peak_bytes=res.peak_bytes[0])
     stages = {**{k:v for k,v in raw.meta.get('stages', {}).items() if k!='label'}, **label, 'student': student}
     images = sum(p.stat().st_size for p in (folder/'train').rglob('*.png'))
@@ -448,6 +458,12 @@ def run_cell(
                 n_classes=bench.data.n_classes, test_images=res.config['test_images'],
                 bytes=dict(images=images, **nbytes),
                 stages=stages, set=folder.name, device=_where(bench.on), torch=torch.__version__)
+
+def _put_kept(tmp, path, seed):
+    "Give a kept student its name; one that a killed run has left there goes"
+    if path.exists(): shutil.rmtree(path)
+    (tmp/f'seed_{seed}').rename(path)
+    tmp.rmdir()
 
 def _what(bench, c, raw):
     "What was trained"
@@ -506,7 +522,8 @@ def _in_words(c, row):
 # %% ../nbs/41_comparison.ipynb #ae9f808f
 # the temporary names of write_json, of directories that are being filled, and of kept maps; whatever else lies there
 # is the user's
-_LEFT = {'.': r'\.?compare\.json\.tmp\d+', 'sets': r'\..+\.[a-z0-9_]{8}(\.old)?', 'cache': r'\..+\.safetensors\.\w+'}
+_LEFT = {'.': r'\.?compare\.json\.tmp\d+', 'sets': r'\..+\.[a-z0-9_]{8}(\.old)?', 'cache': r'\..+\.safetensors\.\w+',
+         'kept': r'\..+'}
 
 def _sweep(path):
     "Remove what a killed run left half-written"
@@ -630,3 +647,20 @@ def _own_arch(teacher):
     if teacher.arch in arch_names(): return [teacher.arch]
     raise InfoUtilError(f"no network came for the students, and the teacher's ({teacher.arch}) has no name that "
                         "get_model knows; names such as convnet3 or resnet18 are accepted; pass archs (--archs)")
+
+def grid_of(
+    data,       # See `compare`
+    teacher,    # See `compare`
+    out,        # See `compare`; it is not made
+    **grid      # Other keywords of `compare`
+)->tuple:       # A `Bench`, and the list of its `Cell`s; a label teacher that a trial would name is 'auto'
+    "The students that `compare` would train, checked as it checks them"
+    bound = inspect.signature(compare).bind(data, teacher, out, **grid)
+    bound.apply_defaults()
+    a = bound.arguments
+    of = {k:a[k] for k in ('settings', 'device', 'test', 'valid_frac', 'jobs')}
+    axes = {k:v for k,v in a.items() if k not in {*of, 'data', 'teacher', 'out', 'methods', 'extend', 'keep',
+                                                  'show_progress'}}
+    bench = _bench(data, teacher, out, _methods(a['methods']), **of, **axes)
+    return bench, _cells(bench.g)
+

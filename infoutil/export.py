@@ -13,7 +13,7 @@ from .engine.outputs import check_apart, check_new, json_text, new_dir, writing
 from .engine.seen_images import sha256
 from .labels import soften
 from .distilled_set import DistilledSet
-from .files import card_text, image_path, png_bytes, set_title, template_text, write_sealed
+from .files import card_text, image_path, image_bytes, set_title, template_text, write_sealed
 from .hub import need_library
 import io, math, tarfile
 from importlib.metadata import version
@@ -114,7 +114,7 @@ def _to_ddranking(ds, root, data=None, temperature=1.):
         c, j = divmod(i, ds.ipc)
         f = root/image_path(c, ds.classes[order[c]], j).replace('train/', 'images/', 1)
         f.parent.mkdir(parents=True, exist_ok=True)
-        f.write_bytes(png_bytes(ds.images[r]))
+        f.write_bytes(image_bytes(ds.images[r]))
     return dict(data=data, temperature=temperature, mean=list(mean), std=list(std),
                 classes=[ds.classes[c] for c in order],
                 labels=None if ds.labels is None else 'logits, one row an image',
@@ -144,7 +144,7 @@ def _sample(ds, i):
     "The files of one image: (suffix, bytes)"
     c = int(ds.y[i])
     about = json_text(dict(image=i, label=c, **{'class': ds.classes[c]}))
-    files = [('png', png_bytes(ds.images[i])), ('cls', str(c).encode()), ('json', about.encode())]
+    files = [('png', image_bytes(ds.images[i])), ('cls', str(c).encode()), ('json', about.encode())]
     return files if ds.labels is None else [*files, ('npy', _npy(ds.labels[i].cpu().numpy()))]
 
 def _npy(a):
@@ -178,7 +178,7 @@ def _to_parquet(ds, root, shard=_PAGE):
 def _table(pa, ds, page):
     "The rows of some images"
     image = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
-    rows = [dict(bytes=png_bytes(ds.images[i]), path=f'{int(ds.y[i]):05d}_{i:08d}.png') for i in page]
+    rows = [dict(bytes=image_bytes(ds.images[i]), path=f'{int(ds.y[i]):05d}_{i:08d}.png') for i in page]
     cols = dict(image=pa.array(rows, image), label=pa.array(ds.y[page.start:page.stop].cpu().numpy(), pa.int64()))
     if ds.labels is not None:
         logits = ds.labels[page.start:page.stop].float().tolist()
