@@ -8,21 +8,21 @@ Docs: https://infoutil.github.io/infoutil/plans.html.md"""
 __all__ = ['Step', 'Plan', 'in_words', 'Clock', 'plan_teacher', 'untrained_teacher', 'plan_distill', 'student_pace',
            'plan_students', 'plan_compare']
 
-# %% ../nbs/47_plans.ipynb #e7e27fa6
+# %% ../nbs/47_plans.ipynb #eb5df0f2
 from .basics import *
 from .comparison import grid_of
 from .data import (
     channel_stats, draw_candidates, guess_size, ImageData, load_data, read_candidates, Split)
-from .distillation import held_out_fraction, Job
+from .distillation import check_supply, held_out_fraction, Job
 from .distilled_set import DistilledSet
 from .engine.measure import measure
 from .methods import Method
 from .models import default_arch, get_model
 from .student import RECIPE, recipe, REGIMES, student_learner
-from .teacher import load_teacher, predict, Teacher, teacher_states
+from .teacher import check_classes, predict, Teacher
 from .training import BATCH, plan_fit, teacher_learner
-import math, os, time, torch
-from dataclasses import dataclass, field, replace
+import math, time, torch
+from dataclasses import dataclass, replace
 from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
 
@@ -151,7 +151,7 @@ def _device(d):
     n = torch.get_num_threads()
     return torch.cuda.get_device_name(d) if d.type=='cuda' else f"{d.type}, {n} thread{'s'*(n>1)}"
 
-# %% ../nbs/47_plans.ipynb #869725dc
+# %% ../nbs/47_plans.ipynb #0285fe28
 def untrained_teacher(
     data:ImageData,     # What it is for
     arch:str=None,      # Network; None: the ConvNet that fits the size
@@ -177,6 +177,9 @@ def plan_distill(
     "What a set will take"
     data = load_data(data, held_out_fraction(data, valid_frac, teacher))
     m, n = cfg.fit(teacher.size), data.n_classes
+    check_classes(teacher.classes, data.classes)
+    m.needs(teacher)
+    if not m.make and m.per_part: check_supply(data, m)
     with measure(device_of(teacher.model)) as stage:
         steps = _made(m, teacher, n) if m.make else _chosen(m, data, teacher, bs, images)
         trial = _trial(data, teacher, m, states) if m.label_teacher=='auto' and states>1 else []
