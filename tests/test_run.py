@@ -64,7 +64,7 @@ def test_a_plan_refuses_what_the_run_would(shapes, tmp_path, capsys):
     assert main(['distill', str(shapes), '--teacher', teacher, '-o', str(tmp_path/'o'), '--ipc', '500', '--dry-run'])==1
     assert 'are needed' in capsys.readouterr().err
 
-def test_a_set_without_a_teacher_takes_the_one_beside_it(shapes, tmp_path, capsys):
+def test_a_set_without_a_teacher_takes_the_one_beside_it(shapes, capsys):
     out = shapes.parent/'small'
     assert main(['distill', str(shapes), '-o', str(out), '--ipc', '1', '--label-teacher', 'converged'])==0
     said = capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_a_set_without_a_teacher_takes_the_one_beside_it(shapes, tmp_path, capsy
     extra = next((shapes/'train'/'0').iterdir())
     shutil.copy(extra, extra.with_name('extra.png'))
     try:
-        assert main(['distill', str(shapes), '-o', str(tmp_path/'b'), '--ipc', '1'])==1
+        assert main(['distill', str(shapes), '-o', str(shapes.parent/'b'), '--ipc', '1'])==1
         assert '1 are new' in capsys.readouterr().err
     finally: extra.with_name('extra.png').unlink()
 
