@@ -11,13 +11,10 @@ import ready
 ENV = {**{k:v for k,v in os.environ.items() if k not in ('WORLD_SIZE', 'RANK')}, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'CUDA_VISIBLE_DEVICES': ''}
 
 @pytest.fixture(scope='module')
-def kit(few, tmp_path_factory):
+def kit(few, digits, tmp_path_factory):
     "A folder of digits, a teacher of them, and a comparison by one process"
-    from infoutil.data import load_folder
-    from infoutil.training import train_teacher
     d = tmp_path_factory.mktemp('spread')
-    train_teacher(load_folder(few), d/'teacher', 'convnet3_32', 32, epochs=4, early_epoch=1, checkpoints=(1, 2), bs=16, show_progress=False, device='cpu')
-    kit = dict(dir=d, folder=few, teacher=d/'teacher')
+    kit = dict(dir=d, folder=few, teacher=digits['dir']/'teacher')
     p = ready.run('module', ['infoutil', *command(kit, d/'one')], env=ENV)
     assert p.returncode==0, p.stderr
     return {**kit, 'rows': rows(d/'one'), 'said': p.stdout}
@@ -53,7 +50,7 @@ def kill_one(p, which, file, n):
     p.processes[which].send_signal(signal.SIGKILL)
     p.wait(60)
 
-@pytest.mark.parametrize('which', [0, 1])
+@pytest.mark.parametrize('which', [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_all_and_any_number_goes_on(kit, tmp_path, which):
     "The others stop with a sentence; then one process with workers, or three, finish what is left and nothing else"
     out = tmp_path/'c'
@@ -80,12 +77,17 @@ def test_what_one_process_refuses_all_refuse(kit, tmp_path):
         assert [q.returncode for q in p.processes]==[1, 1] and err.count(why)==2 and 'Traceback' not in err, err
         assert not (tmp_path/'no').exists()
 
+FULL = """
+import sys, infoutil.comparison as C
+from infoutil.command_line import main
+real = C.append_row
+C.append_row = lambda file, row: real('/dev/full', row)
+sys.exit(main({args}))
+"""
+
 def test_a_full_disk_ends_all(kit, tmp_path):
     "The first process, which writes the lines, cannot: all end with its sentence"
-    shutil.copytree(kit['dir']/'one', tmp_path/'c')
-    (tmp_path/'c/results.jsonl').unlink()
-    (tmp_path/'c/results.jsonl').symlink_to('/dev/full')
-    p = share(kit, tmp_path/'c', 2)
+    p = ready.Group(2, 'code', [FULL.format(args=list(map(str, command(kit, tmp_path/'c'))))], ENV)
     out, err = p.communicate()
     assert [q.returncode for q in p.processes]==[1, 1], err
     assert err.count('make room and run the same command again')==2 and 'Traceback' not in err
