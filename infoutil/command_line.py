@@ -529,10 +529,11 @@ def _axes_of(a):
     return g
 
 def _jobs(jobs):
+    from infoutil.basics import default_device
+    from infoutil.engine.processes import launched
     import torch
     if jobs is not None: return jobs
-    from infoutil.engine.processes import launched
-    return 1 if torch.cuda.is_available() or launched()>1 else min(4, torch.get_num_threads())
+    return 1 if default_device().type!='cpu' or launched()>1 else min(4, torch.get_num_threads())
 
 @command('Compare methods under equal recipes: a grid of students, resumable student by student.', _compare_options, many=True)
 def run_compare(

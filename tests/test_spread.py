@@ -120,3 +120,108 @@ def test_two_nodes(kit, tmp_path):
     assert [p.returncode for p in ps]==[0, 0], said
     assert rows(tmp_path/'c')==kit['rows']
     assert table(said[0][0])==table(kit['said']) and not table(said[1][0])
+
+# ------------------------------------------------------------------ a device without float64
+
+from contextlib import contextmanager
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+class Far(torch.Tensor):
+    "A tensor of a device that this machine lacks: it says that it lies on `meta`, and its numbers are kept beside it"
+    @staticmethod
+    def __new__(cls, kept):
+        return torch.Tensor._make_wrapper_subclass(cls, kept.size(), strides=kept.stride(), storage_offset=kept.storage_offset(), dtype=kept.dtype, device='meta')
+    def __init__(self, kept): self.kept = kept
+    def __repr__(self): return f'Far({self.kept})'
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None): return far_call(func, args, kwargs or {})
+
+LEAKS = []
+
+def far_call(func, args, kwargs):
+    "Compute on the CPU; float64 on the device, and tensors of two devices in one operation, are refused as a GPU of Apple refuses them"
+    flat = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+    far = [a for a in flat if isinstance(a, Far)]
+    name, to = func.__name__.split('.')[0], kwargs.get('device')
+    moved = name in ('_to_copy', 'copy_')
+    if far and not moved and any(not isinstance(a, Far) and a.ndim for a in flat) and 'index' not in name: raise RuntimeError(f'{name}: Expected all tensors to be on the same device')
+    lands = torch.device(to).type=='meta' if to is not None else bool(far)
+    if to is not None and lands: kwargs = {**kwargs, 'device': 'cpu'}
+    own = lambda a: a.kept if isinstance(a, Far) else a
+    out = func(*tree_map(own, args), **tree_map(own, kwargs))
+    if name.endswith('_') and not name.endswith('__'): return args[0]
+    if 'out' in kwargs: return kwargs['out']
+    def land(t):
+        if not isinstance(t, torch.Tensor) or isinstance(t, Far): return t
+        if t.dtype==torch.float64:
+            import traceback
+            LEAKS.append(''.join(traceback.format_stack(limit=14)))
+            raise TypeError(f'{name}: this device has no float64')
+        return Far(t)
+    return tree_map(land, out) if lands else out
+
+class Calls(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None): return far_call(func, args, kwargs or {})
+
+class Made(TorchFunctionMode):
+    "Tensors of Python's numbers, which are made without an operation"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get('device') is not None: return func(*args, **{**kwargs, 'device': 'cpu'}).to(kwargs['device'])
+        return func(*args, **kwargs)
+
+@contextmanager
+def Apple():
+    "While it is open, there is such a device"
+    with Made(), Calls(): yield
+
+@pytest.fixture
+def apple(monkeypatch):
+    import infoutil.basics as B
+    monkeypatch.setattr(B, '_NARROW', {'mps', 'meta'})
+    def enter(self):                                          # inference tensors cannot be wrapped
+        self.before = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+    monkeypatch.setattr(torch.inference_mode, '__enter__', enter)
+    monkeypatch.setattr(torch.inference_mode, '__exit__', lambda self, *a: torch.set_grad_enabled(self.before))
+    LEAKS.clear()
+    return torch.device('meta')
+
+def test_the_stand_in_refuses_float64(apple):
+    with Apple():
+        x = torch.zeros(3, device='meta')
+        assert isinstance(x, Far) and (x+1).sum().item()==3 and x.device==apple
+        for wrong in (lambda: x.double(), lambda: torch.zeros(2, dtype=torch.float64, device='meta')):
+            with pytest.raises(TypeError, match='no float64'): wrong()
+        with pytest.raises(RuntimeError, match='same device'): x+torch.ones(3)
+        net = torch.nn.Linear(3, 2).to('meta')
+        net(torch.ones(4, 3, device='meta')).sum().backward()
+        assert net.weight.grad.cpu().tolist()==[[4.]*3]*2
+
+def test_mps_is_taken_where_it_is(monkeypatch):
+    from infoutil.basics import default_device, fast_bfloat16
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    assert default_device().type=='mps' and not fast_bfloat16('mps')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert default_device().type=='cuda'
+
+@pytest.mark.parametrize('how', [dict(method='infoutil'), dict(method='rded'), dict(method='infoutil', preset='paper'), dict(method='kmeans'), dict(method='el2n')], ids=lambda h: '-'.join(h.values()))
+def test_a_set_is_made_without_float64_on_the_device(apple, digits, few, how):
+    "No float64 there, no mixed devices; the set of the CPU, whose arithmetic the stand-in borrows"
+    from infoutil.data import load_folder
+    from infoutil.distillation import distill
+    from infoutil.methods import make_config
+    from infoutil.teacher import load_teacher
+    cfg = make_config(how.get('preset', 'default'), how['method'], ipc=1, candidates=6, label_teacher='converged', **(dict(budget=32, factor=2) if how['method']=='infoutil' else {}))
+    data = load_folder(few)
+    want = distill(data, load_teacher(digits['dir']/'teacher', device='cpu'), cfg=cfg, preflight=False, show_progress=False)
+    with Apple():
+        teacher = load_teacher(digits['dir']/'teacher', device=apple)
+        assert isinstance(next(teacher.model.parameters()), torch.Tensor) and next(teacher.model.parameters()).device==apple
+        try: got = distill(data, teacher, cfg=cfg, preflight=False, show_progress=False)
+        finally: assert not LEAKS, LEAKS[0]
+    assert [p['boxes'] if 'boxes' in p else p for p in got.provenance]==[p['boxes'] if 'boxes' in p else p for p in want.provenance]
+    torch.testing.assert_close(got.images, want.images)
