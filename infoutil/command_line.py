@@ -535,7 +535,8 @@ def _jobs(jobs):
     if jobs is not None: return jobs
     return 1 if default_device().type!='cpu' or launched()>1 else min(4, torch.get_num_threads())
 
-@command('Compare methods under equal recipes: a grid of students, resumable student by student.', _compare_options, many=True)
+@command('Compare methods under equal recipes: a grid of students, resumable student by student.', _compare_options,
+         many=True)
 def run_compare(
     a,        # Parsed arguments of `infoutil compare`
 )->None:      # Nothing; the directory is written and its table printed
@@ -548,7 +549,8 @@ def run_compare(
     how = {k:getattr(a, k) for k in 'repeats seed every one_set test crop_pct valid_frac extend'.split()}
     frame = compare(a.data, a.teacher, a.out, **_axes_of(a), **how, jobs=_jobs(a.jobs),
                     **_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers')))
-    _say_first(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The '
+    _say_first(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. '
+               'The '
                f'whole report: infoutil report {a.out}')
 
 # %% ../nbs/46_command_line.ipynb #860fc78e

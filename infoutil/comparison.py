@@ -627,7 +627,8 @@ def _try_labels(bench, show_progress):
     before = together(lambda: _read_grid(file)['config']['auto'] if file.exists() else {})
     g['auto'] |= {k:v for k,v in before.items() if int(k) in g['ipc']}
     if todo := [ipc for ipc in g['ipc'] if str(ipc) not in g['auto']]:
-        tried, tasks = {}, [Task(_trial, (ipc, longest, show_progress), done=lambda r: tried.update([r])) for ipc in todo]
+        tried, tasks = {}, [Task(_trial, (ipc, longest, show_progress), done=lambda r: tried.update([r]))
+                            for ipc in todo]
         if world()[1]>1: share_tasks(tasks, bench)
         else: run_tasks(tasks, lambda: bench)
         tried = bench.held['label trials'] = together(lambda: {k:tried[k] for k in map(str, todo)})

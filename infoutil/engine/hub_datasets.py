@@ -34,18 +34,21 @@ class HubName:
     def folder(self):
         "Where it is kept, below the folder for data"
         more = [f'{k}={v}' for k,v in vars(self).items() if v and k!='repo']
-        return Path('hf', *self.repo.split('/')[:-1], re.sub(r'[^\w.=,-]', '_', ','.join([self.repo.split('/')[-1], *more])))
+        return Path('hf', *self.repo.split('/')[:-1],
+                    re.sub(r'[^\w.=,-]', '_', ','.join([self.repo.split('/')[-1], *more])))
 
 def read_hub_name(
     text:str,     # As above
 )->HubName:       # Its parts
     "Read the name of a data set of the hub"
     word = r'[A-Za-z0-9][\w.-]{0,95}'
-    m = re.fullmatch(rf'({word}/{word})(?:@([\w.-]+))?(?::([\w.+-]+))?(?:\?(.+))?', text.removeprefix(HUB_DATA), re.ASCII)
+    m = re.fullmatch(rf'({word}/{word})(?:@([\w.-]+))?(?::([\w.+-]+))?(?:\?(.+))?', text.removeprefix(HUB_DATA),
+                     re.ASCII)
     columns = dict(parse_qsl(m[4] or '')) if m else {}
     if m and '..' not in m[1] and not set(columns)-{'image', 'label'} and bool(columns)==bool(m[4]):
         return HubName(m[1], m[2], m[3], **columns)
-    raise DataError(f"'{shown(text)}' came as a data set of the Hugging Face hub; hf://owner/name is accepted, and after "
+    raise DataError(f"'{shown(text)}' came as a data set of the Hugging Face hub; "
+                    "hf://owner/name is accepted, and after "
                     "it @revision, :config and ?image=COLUMN&label=COLUMN; check the name")
 
 # %% ../../nbs/engine/hub_datasets.ipynb #66d84673
@@ -94,7 +97,8 @@ def _bytes_of(cell):
     if cell['bytes'] is not None: return cell['bytes']
     import fsspec
     if not re.match('(hf|https)://', cell['path'].rpartition('::')[2]):
-        raise DataError(f"an image came as the file {shown(cell['path'])} of this machine; images inside the data set are "
+        raise DataError(f"an image came as the file {shown(cell['path'])} of this machine; "
+                        "images inside the data set are "
                         "accepted; do not use it")
     with fsspec.open(cell['path'], 'rb') as f: return f.read()
 
@@ -102,22 +106,26 @@ def _bytes_of(cell):
 def _library():
     try: import datasets
     except ImportError as e:
-        raise InfoUtilError(f"a data set of the Hugging Face hub was asked for and the library datasets is not installed "
+        raise InfoUtilError(f"a data set of the Hugging Face hub was asked for and the library datasets is not "
+                            "installed "
                             f"({e}); infoutil with its extra 'datasets' is accepted; "
                             "run: pip install 'infoutil[datasets]'") from e
     return datasets
 
-_SAID = (('gated', "the hub asks for its terms to be accepted, and for a token; an account that has is accepted; accept "
+_SAID = (('gated', "the hub asks for its terms to be accepted, and for a token; an account that has is accepted; "
+          "accept "
                    "them on its page, and run: hf auth login, or set HF_TOKEN"),
          ('config name is missing|unknown config|builderconfig', "no such configuration ({said}); one of its own is "
                    "accepted; name it: hf://owner/name:config"),
-         ('offline', "the hub must not be asked (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set); a hub that may be asked, "
+         ('offline', "the hub must not be asked (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set); "
+          "a hub that may be asked, "
                      "or a data set that was fetched before, is accepted; unset it"),
          ("doesn't exist|not found|404|401", "there is none of that name that this token may see; an existing name is "
                      "accepted; check it, or run: hf auth login"),
          ("scripts? (are|is) no longer|dataset script", "it is made by a program of its own, which is not run; data in "
                      "files is accepted; take a copy in parquet: hf://owner/name@refs/convert/parquet"),
-         ("reach|connect|timed? ?out|resolve|max retries", "the hub cannot be reached ({said}); a network that leads to "
+         ("reach|connect|timed? ?out|resolve|max retries",
+          "the hub cannot be reached ({said}); a network that leads to "
                      "it is accepted; check the connection and HF_ENDPOINT, and run the same command again"))
 
 @contextmanager
@@ -175,7 +183,8 @@ class _Rows:
         self.features = rows.features or rows._resolve_features().features
         self.image, self.label = [_column(self.features, kind, asked, what) for kind,asked,what in
                                   (('Image', at.image, 'image'), ('ClassLabel', at.label, 'label'))]
-        kind, self.total = self.features[self.label], getattr((rows.info.splits or {}).get(rows.split), 'num_examples', None)
+        kind, self.total = self.features[self.label], getattr((rows.info.splits or {}).get(rows.split), 'num_examples',
+                                                              None)
         self.rows = rows.select_columns([self.image, self.label]).cast_column(self.image, datasets.Image(decode=False))
         self.names = _folder_names(kind.names) if hasattr(kind, 'names') else None
 

@@ -178,7 +178,8 @@ def wait_for(
     end = time.monotonic()+seconds
     while not path.exists():
         if time.monotonic()>end:
-            raise OutputError(f"{path} was made by another process and is not to be seen here; a folder that all machines "
+            raise OutputError(f"{path} was made by another process and is not to be seen here; "
+                              "a folder that all machines "
                               "share is accepted; choose one (-o)")
         with suppress(OSError): os.listdir(path.parent)           # which makes the system ask the server again
         time.sleep(.1)
