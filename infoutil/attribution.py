@@ -139,12 +139,12 @@ class Game:
         dev = device_of(self.model) if isinstance(self.model, nn.Module) else self.x.device
         x, y = self.x.to(dev, non_blocking=True), self.y.to(dev, non_blocking=True)
         n = len(x), len(masks)
-        if not all(n): return torch.zeros(n, dtype=torch.float64, device=dev)
+        if not all(n): return to_double(torch.zeros(n, device=dev))
         net = fast_copy(self.model, self.precision)
         passes = _Passes(net, x, y, masks, self.grid, self.baseline, self.output)
         chunk = choose_chunk(net, x) if self.chunk is None else self.chunk
         with torch.inference_mode(): parts = in_chunks(passes, math.prod(n), chunk)
-        v = torch.cat(parts).double().view(n)                        # outside of it, so that autograd may use them
+        v = to_double(torch.cat(parts)).view(n)                       # outside of it, so that autograd may use them
         if v.isfinite().all(): return v
         raise InfoUtilError("the model's output holds NaN or infinity; finite logits are accepted; "
                             "check its weights and the normalization")

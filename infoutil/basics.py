@@ -7,7 +7,7 @@ Docs: https://infoutil.github.io/infoutil/basics.html.md"""
 # %% auto #0
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice', 'shown',
            'check_batch', 'check_labels', 'check_eval', 'check_logits', 'seed_from', 'rng', 'seeded', 'device_of',
-           'default_device', 'fast_bfloat16', 'autocast', 'later']
+           'default_device', 'has_float64', 'to_double', 'release_memory', 'fast_bfloat16', 'autocast', 'later']
 
 # %% ../nbs/00_basics.ipynb #5b2724b0
 import re, random, hashlib, difflib
@@ -121,7 +121,7 @@ def seeded(
 )->None:     # A context manager that hands out nothing
     "Run a block under fixed torch, numpy and Python seeds and restore the global random states afterwards"
     seed, py, np_ = seed_from(*keys), random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _kept_on_mps():
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed%2**32)
@@ -129,6 +129,15 @@ def seeded(
         finally:
             random.setstate(py)
             np.random.set_state(np_)
+
+@contextmanager
+def _kept_on_mps():
+    "Put the random state of Apple's GPU back, which a seed for torch changes, too"
+    there = torch.backends.mps.is_available()
+    state = torch.mps.get_rng_state() if there else None
+    try: yield
+    finally:
+        if there: torch.mps.set_rng_state(state)
 
 # %% ../nbs/00_basics.ipynb #82d7ac8b
 def device_of(
@@ -138,9 +147,29 @@ def device_of(
     p = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
     return torch.device('cpu') if p is None else p.device
 
-def default_device()->torch.device:   # 'cuda' or 'cpu'
-    "The first CUDA device where there is one, else the CPU"
-    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+def default_device()->torch.device:   # 'cuda', 'mps' or 'cpu'
+    "The first CUDA device where there is one, else Apple's GPU, else the CPU"
+    return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+
+# %% ../nbs/00_basics.ipynb #26acabca
+_NARROW = {'mps'}   # kinds of devices without float64
+
+def has_float64(
+    device,   # A torch device, or its name
+)->bool:      # True but for Apple's GPUs
+    "Whether a device computes in float64"
+    return torch.device(device).type not in _NARROW
+
+def to_double(
+    t:Tensor,   # On any device
+)->Tensor:      # float64, where it was, or on the CPU where its device has none
+    "A tensor in float64"
+    return (t if has_float64(t.device) else t.cpu()).double()
+
+def release_memory()->None:   # Nothing
+    "Give back what torch keeps of a GPU's memory for later"
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    if torch.backends.mps.is_available(): torch.mps.empty_cache()
 
 # %% ../nbs/00_basics.ipynb #78128897
 PRECISIONS = ('auto', 'float32', 'bfloat16')
@@ -150,6 +179,7 @@ def fast_bfloat16(
 )->bool:      # True where bfloat16 arithmetic has hardware of its own
     "Whether bfloat16 pays on `device`"
     if torch.device(device).type=='cuda': return torch.cuda.get_device_capability(device)[0]>=8
+    if not has_float64(device): return False      # not measured on Apple's GPUs
     probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
     return bool(probe and probe())
 

@@ -92,7 +92,7 @@ def _check_alone(a):
     from infoutil.engine.processes import launched
     if launched()>1 and not a.run.many:
         raise InfoUtilError(f"{launched()} processes came for a command that runs in one; "
-                            "teacher and distill are accepted with many; start this one without torchrun")
+                            "teacher, distill and compare are accepted with many; start this one without torchrun")
 
 # %% ../nbs/46_command_line.ipynb #6b3ab4b9
 class _Usage(Exception): "A command line that cannot be read; the message is the sentence to show"
@@ -577,11 +577,14 @@ def _axes_of(a):
     return g
 
 def _jobs(jobs):
+    from infoutil.basics import default_device
+    from infoutil.engine.processes import launched
     import torch
     if jobs is not None: return jobs
-    return 1 if torch.cuda.is_available() else min(4, torch.get_num_threads())
+    return 1 if default_device().type!='cpu' or launched()>1 else min(4, torch.get_num_threads())
 
-@command('Compare methods under equal recipes: a grid of students, resumable student by student.', _compare_options)
+@command('Compare methods under equal recipes: a grid of students, resumable student by student.', _compare_options,
+         many=True)
 def run_compare(
     a,        # Parsed arguments of `infoutil compare`
 )->None:      # Nothing; the directory is written and its table printed
@@ -596,8 +599,8 @@ def run_compare(
     how |= _axes_of(a)|_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers'))
     if a.dry_run: return _show_plan(a, plan_compare(a.data, a.teacher, a.out, **how))
     frame = compare(a.data, a.teacher, a.out, **how, jobs=_jobs(a.jobs))
-    print(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The '
-          f'whole report: infoutil report {a.out}')
+    _say_first(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The '
+               f'whole report: infoutil report {a.out}')
 
 # %% ../nbs/46_command_line.ipynb #860fc78e
 def _report_options(p):

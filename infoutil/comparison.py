@@ -11,7 +11,6 @@ __all__ = ['AXES', 'TABLES', 'SCHEMA', 'compare', 'Entry', 'parse_method', 'pape
 # %% ../nbs/41_comparison.ipynb #88d73ab1
 from .basics import *
 from .engine.seen_images import count_seen, fingerprints, sketch
-from .data import load_data
 from .images import check_crop_pct
 from .models import arch_names
 from .teacher import (
@@ -23,14 +22,19 @@ from .student import RECIPE, LABELS, PROTOCOLS
 from .label_teachers import check_archs, relabel, try_label_teachers
 from .evaluation import evaluate, load_test, test_dl
 from .results import read_results
+from .training import load_together
 from .methods import all_settings, get_method, make_config, Method, METHODS, read_setting, reads
 from .distillation import check_supply, distill, held_out_fraction
 from .engine.jobs import append_row, finished_rows, Progress, run_tasks, Task
+from .engine.processes import together, world
+from .engine.class_runs import in_step
+from .engine.shared_tasks import share_tasks, wait_for
 from .engine.outputs import check_apart, check_new, write_json
 from .engine.runs import alone
 import hashlib, inspect, json, os, re, shutil
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 import pandas as pd, torch
@@ -61,7 +65,9 @@ def compare(
     test=None,                      # Real images to measure on; None: the test part of `data`
     crop_pct:float=1.,              # Part of a test image's shorter side that is shown, see `evaluate`
     valid_frac:float=None,          # See `data.load_folder`; None: what the teacher was trained with
-    jobs:int=1,                     # Processes side by side, 1 or more; does not change the choice of images
+    # Processes side by side, 1 or more; does not change the choice of images. Where a launcher has started a group of
+    # processes, see `processes.start_processes`, they share the students, and jobs stays 1
+    jobs:int=1,
     extend:bool=False,              # Let a comparison that was started grow
     keep:bool=False,                # Keep every student as `out`/kept/SET-..., see `Bench.kept`
     device=None,                    # None: the first GPU or the CPU
@@ -74,16 +80,9 @@ def compare(
                  repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set, crop_pct=crop_pct)
     bench = replace(bench, keep=keep)
     _try_labels(bench, show_progress)
-    config, about = _config_of(bench), lambda config: _about(bench, config)
-    if not (bench.out/'compare.json').exists():
-        if bench.out.is_dir(): _sweep(bench.out)
-        check_new(bench.out)
-        text = about(config)                     # before the directory is there, since it may still refuse
-        about = lambda config: text
-        bench.out.mkdir(parents=True, exist_ok=True)
-    with alone(bench.out):
-        _sweep(bench.out)
-        _open_grid(bench.out, config, about, extend)
+    with ExitStack() as held:
+        together(lambda: held.enter_context(_opened(bench, extend)))       # by the first process of a group
+        in_step(wait_for, bench.out/'compare.json')
         _run_grid(bench, jobs, show_progress)
     return read_results(bench.out)
 
@@ -271,6 +270,9 @@ def _check_call(out, teacher, jobs, settings):
                                 "see infoutil teacher")
     if not isinstance(jobs, int) or jobs<1:
         raise InfoUtilError(f"{jobs!r} jobs came; a whole number from 1 up is accepted; raise jobs (--jobs)")
+    if jobs>1 and world()[1]>1:
+        raise InfoUtilError(f"{jobs} jobs came with {world()[1]} processes of a launcher; one of them is accepted; "
+                            "leave --jobs out, or start without torchrun")
     for k in settings: check_choice('setting', k, [s for s in all_settings() if s not in AXES])
 
 def _check_read(g, methods, settings, labels, label_teachers):
@@ -445,6 +447,7 @@ def run_cell(
     "Train and measure one student"
     folder, g = bench.folder(c.method, c.ipc, bench.draw(c)), bench.g
     keep = bench.kept(c).with_name(f'.{bench.kept(c).name}.{os.getpid()}') if bench.keep else None
+    wait_for(folder)                              # another machine may have made it
     raw = DistilledSet.load(folder, with_teacher=False)
     ds, label, nbytes = _labelled(bench, raw, c)
     res = evaluate(ds, bench.dl(ds), c.arch, _told(c.labels)[0], c.protocol, c.epochs, repeats=1, seed=c.seed,
@@ -492,22 +495,23 @@ def _sets(bench, cells):
 
 def _run_grid(bench, jobs, show):
     "Run the cells that are not finished"
-    file, cells = bench.out/'results.jsonl', _cells(bench.g)
-    done = set(map(_key, finished_rows(file)))
+    file, cells, (rank, size) = bench.out/'results.jsonl', _cells(bench.g), world()
+    done = set(map(tuple, together(lambda: [_key(r) for r in finished_rows(file)])))
     todo = [c for c in cells if _key(vars(c)) not in done]
-    progress, jobs = Progress(len(cells), len(cells)-len(todo), show), min(jobs, len(todo))
+    progress, jobs = Progress(len(cells), len(cells)-len(todo), show and rank==0), min(jobs, len(todo))
     def finish(c, row):
         append_row(file, row)
         progress(_in_words(c, row), row['stages']['student']['seconds'])
     train = lambda c: Task(run_cell, (c,), done=lambda row: finish(c, row))
-    if jobs<=1:
+    if jobs<=1 and size==1:
         return run_tasks([t for c in todo for t in (Task(distil_sets, (c.method, bench.draw(c), [c.ipc])), train(c))],
                          lambda: bench)
-    own = [c for c in todo if bench.methods[c.method].stays_here]
+    own = [c for c in todo if bench.methods[c.method].stays_here and size==1]
     for (name, seed), ipcs in _sets(bench, own).items(): distil_sets(bench, name, seed, ipcs)
     others = [c for c in todo if c not in own]
     sets = [Task(distil_sets, (*k, ipcs), [train(c) for c in others if (c.method, bench.draw(c))==k]) for k,
             ipcs in _sets(bench, others).items()]
+    if size>1: return share_tasks(sets, bench)
     # a function cannot be sent
     sent = replace(bench, methods={n:replace(e, choose=None) for n,e in bench.methods.items()})
     run_tasks([*sets, *map(train, own)], _same, (sent,), jobs)
@@ -531,6 +535,21 @@ def _sweep(path):
         for p in [p for p in (path/folder).glob('*') if re.fullmatch(name, p.name)]:
             if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
             else: p.unlink(missing_ok=True)
+
+@contextmanager
+def _opened(bench, extend):
+    "The directory of a comparison, held by this process, its settings in it"
+    config, about = _config_of(bench), lambda config: _about(bench, config)
+    if not (bench.out/'compare.json').exists():
+        if bench.out.is_dir(): _sweep(bench.out)
+        check_new(bench.out)
+        text = about(config)                     # before the directory is there, since it may still refuse
+        about = lambda config: text
+        bench.out.mkdir(parents=True, exist_ok=True)
+    with alone(bench.out):
+        _sweep(bench.out)
+        _open_grid(bench.out, config, about, extend)
+        yield
 
 # %% ../nbs/41_comparison.ipynb #3493ce59
 def _images_to_measure_on(data, source, test):
@@ -599,11 +618,16 @@ def _images_of(data, split, teacher, tolerance=.01):
 # %% ../nbs/41_comparison.ipynb #574d805b
 def _bench(data, teacher, out, methods, settings, device, test, valid_frac, jobs, **axes):
     "The comparison, checked as far as can be before any work"
-    _check_call(out, teacher, jobs, settings)
-    judge, source = load_teacher(teacher, device=device), data
-    data = load_data(data, held_out_fraction(data, valid_frac, judge))
-    check_classes(judge.classes, data.classes)
-    split = _images_to_measure_on(data, source, test)
+    in_step(_check_call, out, teacher, jobs, settings)
+    judge, source = in_step(partial(load_teacher, teacher, device=device)), data
+    data = in_step(load_together, data, in_step(held_out_fraction, data, valid_frac, judge))
+    in_step(check_classes, judge.classes, data.classes)
+    if world()[1]>1: together(lambda: len(_images_to_measure_on(data, source, test)))      # which may fetch them
+    split = in_step(_images_to_measure_on, data, source, test)
+    return in_step(partial(_checked, data, judge, teacher, out, methods, settings, device, split, test, axes))
+
+def _checked(data, judge, teacher, out, methods, settings, device, split, test, axes):
+    "The comparison, where none of its settings can be refused"
     check_apart(out, data.root, teacher, *([test] if isinstance(test, (str, Path)) else []))
     g = _grid(axes, methods, judge, data)
     _check_axes(g, teacher_states(teacher))
@@ -617,15 +641,23 @@ def _try_labels(bench, show_progress):
     g, file = bench.g, bench.out/'compare.json'
     longest = max(g['epochs']) if isinstance(g['epochs'], list) else g['epochs']
     if 'auto' not in g['label_teachers'] or all(c.labels=='hard' for c in _cells(g)): return
-    before = _read_grid(file)['config']['auto'] if file.exists() else {}
+    before = together(lambda: _read_grid(file)['config']['auto'] if file.exists() else {})
     g['auto'] |= {k:v for k,v in before.items() if int(k) in g['ipc']}
     if todo := [ipc for ipc in g['ipc'] if str(ipc) not in g['auto']]:
-        known = label_states(bench.teacher(), None, bench.dir)
-        try_one = lambda ipc: try_label_teachers(bench.data, known, ipc, arch=g['archs'][0], protocol=g['protocols'][0],
-                                                 epochs=longest, seed=g['seed'], show_progress=show_progress)
-        tried = {str(ipc): _plain_rows(try_one(ipc)) if len(known)>1 else [] for ipc in todo}
-        bench.held['label trials'] = tried
+        tried, tasks = {}, [Task(_trial, (ipc, longest, show_progress), done=lambda r: tried.update([r]))
+                            for ipc in todo]
+        if world()[1]>1: share_tasks(tasks, bench)
+        else: run_tasks(tasks, lambda: bench)
+        tried = bench.held['label trials'] = together(lambda: {k:tried[k] for k in map(str, todo)})
         g['auto'] |= {k: rows[0]['label_teacher'] if rows else 'converged' for k,rows in tried.items()}
+
+def _trial(bench, ipc, epochs, show_progress):
+    "Images per class, as text, and the rows of its trial"
+    g, known = bench.g, label_states(bench.teacher(), None, bench.dir)
+    if len(known)<2: return str(ipc), []
+    rows = try_label_teachers(bench.data, known, ipc, arch=g['archs'][0], protocol=g['protocols'][0], epochs=epochs,
+                              seed=g['seed'], show_progress=show_progress)
+    return str(ipc), _plain_rows(rows)
 
 def _plain_rows(frame):
     "Rows as JSON has them, which knows no NaN"

@@ -57,7 +57,7 @@ def teacher_features(
 )->Tensor:                   # Input of the teacher's last linear layer, float64 (n, d), on the CPU
     "Where images lie in the feature space of a teacher"
     held = []
-    keep = lambda m,args: held.append(args[0].flatten(1).double().cpu())
+    keep = lambda m,args: held.append(args[0].flatten(1).cpu().double())
     hook = _last_linear(teacher.model).register_forward_pre_hook(keep)
     try:
         for x in images.split(chunk): predict(teacher.model, teacher.normalize(x), chunk, precision)

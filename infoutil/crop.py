@@ -58,6 +58,7 @@ def windows(
     "A window of the image's proportions around the highest cell of each map; of equal cells the first"
     if maps.ndim!=4:
         raise InfoUtilError(f"maps came as {tuple(maps.shape)}; (n, crops, g, g) is accepted; see noisy_maps")
+    if not has_float64(maps.device): maps = maps.cpu()
     hw, sides = _sides(size, torch.as_tensor(fraction, dtype=torch.float64, device=maps.device), maps.shape[:2])
     if not maps.isfinite().all():
         raise InfoUtilError("the maps hold NaN or infinity; finite values are accepted; check the attribution")

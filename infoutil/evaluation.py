@@ -15,7 +15,7 @@ from .engine.outputs import check_new, new_dir
 from .teacher import save_teacher, Teacher
 from fastai.learner import Learner
 from .engine.memory import memory_free
-from .data import ImageData, list_split, load_data, Split, train_part
+from .data import ImageData, list_split, load_data, measuring_part, Split, train_part
 from .loaders import ImageItems
 from .images import check_crop_pct, check_images
 from .distilled_set import DistilledSet
@@ -124,14 +124,15 @@ def keep_student(
 
 # %% ../nbs/29_evaluation.ipynb #58b513c0
 def load_test(
-    source,                  # Folder `CLASS/*`, a data set's root, a name in `data.SPECS`, or `ImageData`
+    # Folder `CLASS/*` or `test/CLASS/*`, a data set's root, a name in `data.SPECS` or of the hub, or `ImageData`
+    source,
     classes,                 # Class names of the distilled set, in order
     valid_frac:float=None,   # Take the held-out part of the training images instead, 0 to 1, see `data.load_folder`
 )->Split:                    # Files and class indices of the test part
     "Real images to measure students on"
     root = Path(source) if not isinstance(source, ImageData) else None
     if root is not None and root.is_dir() and not train_part(root) and valid_frac is None:
-        names, split = list_split(root, root)
+        names, split = list_split(root, measuring_part(root) or root)
     else:
         data = load_data(source, valid_frac)
         names, split = data.classes, data.test if valid_frac is None else data.valid

@@ -28,7 +28,8 @@ class Crops:
         put = lambda k,v: object.__setattr__(self, k, v)
         put('source', tuple(map(str, self.source)))
         put('box', torch.as_tensor(self.box, dtype=torch.int64).reshape(-1, 4).cpu())
-        put('score', torch.as_tensor(self.score, dtype=torch.float64).detach().cpu().flatten())
+        score = self.score.detach().cpu() if torch.is_tensor(self.score) else self.score
+        put('score', torch.as_tensor(score, dtype=torch.float64).flatten())
         if self.maps is not None: put('maps', torch.as_tensor(self.maps).detach().cpu())
         _check_crops(self)
 

@@ -500,7 +500,7 @@ def _halved(bs):
         raise BudgetError("memory ran out while a student was validated on 1 image at a time; room for one is "
                           "accepted; free memory, or take a smaller network (--arch)")
     gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    release_memory()
     return bs//2
 
 @contextmanager

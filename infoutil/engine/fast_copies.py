@@ -58,11 +58,11 @@ class FastCopy(nn.Module):
 # %% ../../nbs/engine/fast_copies.ipynb #b61ef231
 def _fold(conv, bn):
     "A convolution that computes `bn(conv(x))`; the arithmetic is float64, so that one rounding is all that is added"
-    d = lambda t, other: torch.full_like(bn.running_var, other, dtype=torch.float64) if t is None else t.double()
-    s = d(bn.weight, 1.)/(bn.running_var.double()+bn.eps).sqrt()
-    bias = (d(conv.bias, 0.)-bn.running_mean.double())*s+d(bn.bias, 0.)
+    d = lambda t, other: to_double(torch.full_like(bn.running_var, other) if t is None else t)
+    s = d(bn.weight, 1.)/(to_double(bn.running_var)+bn.eps).sqrt()
+    bias = (d(conv.bias, 0.)-to_double(bn.running_mean))*s+d(bn.bias, 0.)
     new = deepcopy(conv)
-    new.weight = nn.Parameter((conv.weight.double()*s[:, None, None, None]).to(conv.weight), requires_grad=False)
+    new.weight = nn.Parameter((to_double(conv.weight)*s[:, None, None, None]).to(conv.weight), requires_grad=False)
     new.bias = nn.Parameter(bias.to(conv.weight), requires_grad=False)
     return new
 
@@ -152,7 +152,7 @@ def _agrees(out, want):
     if not torch.is_tensor(out) or not torch.is_tensor(want): return False
     if out.shape!=want.shape or out.dtype!=want.dtype: return False
     if not want.numel(): return True
-    a, b = out.double(), want.double()
+    a, b = to_double(out), to_double(want)
     top = b.abs().nan_to_num(0., 0., 0.).amax()
     return bool((((a-b).abs()<=_BOUND.get(want.dtype, 2e-2)*top)|(a==b)|(a.isnan()&b.isnan())).all())
 

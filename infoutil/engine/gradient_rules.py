@@ -54,7 +54,7 @@ def as_real(t):
 
 def wide(t):
     "Float64 where the device has it"
-    return as_real(t) if t.device.type=='mps' else as_real(t).double()
+    return as_real(t).double() if has_float64(t.device) else as_real(t)
 
 def wide_norm(t, keep=0):
     "Euclidean norm over all axes but the first `keep`, wide; float32 sums over the last axes only"

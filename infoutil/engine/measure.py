@@ -104,3 +104,5 @@ def _wait(device):
     "A GPU works on after Python has moved on"
     if device.type=='cuda':
         with suppress(*_NO_GPU): torch.cuda.synchronize(device)
+    elif device.type=='mps':
+        with suppress(*_NO_GPU): torch.mps.synchronize()

@@ -37,7 +37,7 @@ def in_chunks(
                               "accepted; free memory, or take smaller images or a smaller network")
         chunk //= 2
         gc.collect()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        release_memory()
     return out
 
 # %% ../../nbs/engine/memory.ipynb #7c7b68b2

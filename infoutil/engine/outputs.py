@@ -11,7 +11,7 @@ __all__ = ['SEALS', 'MARK', 'writing', 'open_file', 'json_text', 'write_json', '
 
 # %% ../../nbs/engine/outputs.ipynb #8bd35106
 from ..basics import *
-import hashlib, json, os, re, shutil, stat, tempfile
+import hashlib, json, os, platform, re, shutil, stat, tempfile, zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import torch
@@ -26,7 +26,7 @@ def writing(
 )->Path:                 # Hands out a temporary name; a file written there becomes `path` at the end of the block
     "Write a file whole or not at all, and turn what the operating system refuses into one sentence"
     path = Path(path)
-    tmp = path.parent/f'.{path.name}.tmp{os.getpid()}'
+    tmp = path.parent/f'.{path.name}.tmp{_here()}'
     try:
         yield tmp
         if os.path.lexists(tmp): os.replace(tmp, path)
@@ -35,6 +35,10 @@ def writing(
                           "accepted; choose another one") from e
     finally:
         with suppress(OSError): tmp.unlink()
+
+def _here():
+    "Digits of this process alone: containers on two machines may share a folder and have the same process numbers"
+    return f'{os.getpid()}{zlib.crc32(platform.node().encode()):010d}'
 
 # %% ../../nbs/engine/outputs.ipynb #b4dfe2df
 def open_file(

@@ -79,6 +79,7 @@ def random_state(
     tensors = {'torch': torch.get_rng_state(), 'numpy': torch.from_numpy(keys.astype(np.int64))}
     about, device = {'numpy': [name, *rest]}, device_of(learn.model)
     if device.type=='cuda': tensors['cuda'] = torch.cuda.get_rng_state(device)
+    if device.type=='mps': tensors['mps'] = torch.mps.get_rng_state()
     for k,g in _generators(learn).items(): tensors[k], about[k] = _twister(g.getstate())
     return tensors, about
 
@@ -94,6 +95,7 @@ def set_random_state(
     np.random.set_state((name, tensors['numpy'].numpy().astype(np.uint32), *rest))
     device = device_of(learn.model)
     if 'cuda' in tensors and device.type=='cuda': torch.cuda.set_rng_state(tensors['cuda'], device)
+    if 'mps' in tensors and device.type=='mps': torch.mps.set_rng_state(tensors['mps'])
     for k,g in _generators(learn).items():
         version, gauss = about[k]
         g.setstate((version, tuple(tensors[k].tolist()), gauss))

@@ -31,14 +31,16 @@ class ExactJudge:
         self.asked += len(x)
         if self._long is None: self._long = self._copy()
         if self._long:
-            try: return fn(self._long, x.double(), y).double().cpu()
+            try: return fn(self._long, to_double(x), y if has_float64(x.device) else y.cpu()).double().cpu()
             except (RuntimeError, TypeError, ValueError) as e:
                 if is_out_of_memory(e) or isinstance(e, InfoUtilError): raise
                 self._long = False
-        return torch.cat([fn(self.model, x[i:i+1], y[i:i+1]) for i in range(len(x))]).double().cpu()
+        return torch.cat([fn(self.model, x[i:i+1], y[i:i+1]) for i in range(len(x))]).cpu().double()
 
     def _copy(self):
-        try: return deepcopy(self.model).double()
+        try:
+            long = deepcopy(self.model)
+            return (long if has_float64(device_of(long)) else long.cpu()).double()
         except Exception: return False       # whatever a network of the user's own may raise when it is copied
 
 # %% ../../nbs/engine/settle.ipynb #66e06000
@@ -65,7 +67,7 @@ def round_scores(
     digits:int=3,    # Digits that are kept, 1 or more
 )->Tensor:           # float64 (n,)
     "Scores as they are written down"
-    v = scores.double().tolist()
+    v = to_double(scores).tolist()
     rows = [i for i,s in enumerate(v) if _digits(s*(1-_NOISE['scores']),
                                                  digits)!=_digits(s*(1+_NOISE['scores']), digits)]
     for i,s in zip(rows, exact(rows) if rows else ()): v[i] = float(s)
@@ -74,7 +76,7 @@ def round_scores(
 # decimals that keep two digits of the largest value
 def _grain(top): return -math.floor(math.log10(top))+1 if top>0 else 0
 
-def _round_map(phi, decimals): return [round(v, decimals)+0. for v in phi.double().flatten().tolist()]
+def _round_map(phi, decimals): return [round(v, decimals)+0. for v in to_double(phi).flatten().tolist()]
 
 def _is_open(phi):
     "Whether the noise could change a digit of a map"
@@ -88,8 +90,8 @@ def round_maps(
     exact,         # `exact(rows) -> maps` of those rows in higher precision
 )->Tensor:         # float64 (n, g, g)
     "Attribution maps as they are written down: two digits of the largest value, the same places of the others"
-    maps = maps.double().clone()
+    maps = to_double(maps).clone()
     rows = [i for i,phi in enumerate(maps) if _is_open(phi)]
-    if rows: maps[rows] = torch.as_tensor(exact(rows)).double()
+    if rows: maps[rows] = to_double(torch.as_tensor(exact(rows)))
     return torch.tensor([_round_map(phi, _grain(float(phi.abs().max()))) for phi in maps],
                         dtype=torch.float64).view(maps.shape)
