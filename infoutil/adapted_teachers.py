@@ -12,7 +12,7 @@ from .basics import *
 from .brought_teachers import bring_teacher, fit_weights, published_weights, read_weights
 from .data import guess_size, ImageData, load_data
 from .engine.outputs import check_apart, check_new, new_dir
-from .models import get_model
+from .models import check_arch, get_model
 from .teacher import check_early, load_teacher, save_teacher, Teacher, teacher_states
 from .training import SCHEDULES, train_teacher
 import shutil, tempfile
@@ -82,7 +82,7 @@ def fine_rates(
 
 def _fine_tune(learn, plan, cbs):
     "A schedule: the head for an epoch, then everything"
-    lr, first = 2e-3 if plan.lr is None else plan.lr, 1/plan.epochs
+    lr, first = 1e-2 if plan.lr is None else plan.lr, 1/plan.epochs
     cycle = combined_cos(.3, .95, .85, .95)
     def momentum(pct): return cycle(pct/first if pct<first else (pct-first)/(1-first))
     learn.splitter = lambda m: layer_groups(m, learn.dls.c)
@@ -141,6 +141,7 @@ def bring_with_label_teachers(
     "Bring a judge, and train a network beside it whose states label; a killed training goes on after its last epoch"
     data, beside = load_data(data, valid_frac), Path(f'{path}.label_teachers')
     check_new(path, force)
+    check_arch(label_arch or arch)
     with tempfile.TemporaryDirectory() as d:
         judge = bring_teacher(data, weights, f'{d}/judge', arch, size, mean, std, classes)
     if 'converged' not in teacher_states(beside):

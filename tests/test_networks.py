@@ -248,7 +248,7 @@ def test_a_judge_gets_label_teachers(photos, tmp_path, capsys):
     (['--finetune', '0'], '0 epochs came'), (['--finetune', '2', '--epochs', '3'], '--epochs came with --finetune'),
     (['--finetune', '2', '--classes', 'x'], '--finetune came with --classes'), (['--finetune', '2', '--label-teachers'], '--finetune came with --label-teachers'),
     (['--finetune', '2', '--mean', '.5,.5,.5'], 'one of mean and std came'), (['--finetune', '2', '--schedule', 'paper'], '--schedule came with --finetune'),
-    (['--bs', '64'], '--bs came with --weights, with which nothing is trained'), (['--label-teachers', 'convnte3'], 'unknown network|another order|chance is')])
+    (['--bs', '64'], '--bs came with --weights, with which nothing is trained'), (['--label-teachers', 'convnte3'], 'unknown network')])
 def test_options_that_say_nothing_together_are_refused(other_weights, photos, tmp_path, capsys, more, why):
     assert run('teacher', photos, '-o', tmp_path/'t', *other_weights, *more)==1
     said = capsys.readouterr().err
