@@ -270,7 +270,6 @@ def _how_trained(a, but=()):
     names = 'epochs early_epoch lr schedule seed checkpoints strengths precision on_error bs'.split()
     return {k:getattr(a, k) for k in names if k not in but and (k!='bs' or a.bs is not None)}
 
-# %% ../nbs/46_command_line.ipynb #2b29fd39
 def _bring_teacher(a):
     from infoutil.adapted_teachers import bring_with_label_teachers, finetune_teacher
     from infoutil.brought_teachers import bring_teacher
