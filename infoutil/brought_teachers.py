@@ -217,18 +217,19 @@ def keep_outputs(
 # %% ../nbs/16_brought_teachers.ipynb #58e80db1
 def published_weights(
     arch:str,       # One of torchvision's networks
-    classes,        # Class names of the data
+    classes,        # Class names of the data; None: which of the outputs are theirs does not matter
     size:int=None,  # As asked for; None: that of the weights
     mean=None,      # Likewise
     std=None,       # Likewise
-)->tuple:           # File, size, mean, std, and the names of the outputs as the data have them
+)->tuple:           # File, size, mean, std, and the names of the outputs as the data have them, or None
     "What torchvision publishes for a network on ImageNet"
     try: found = torchvision.models.get_model_weights(arch).DEFAULT
     except (ValueError, AttributeError) as e:
         raise InfoUtilError(f"torchvision publishes no weights of '{arch}'; "
                             "its networks, such as resnet18, are accepted; "
                             "name one (--arch), or a file (--weights)") from e
-    how, names = found.transforms(), imagenet_names(classes, found.meta['categories'])
+    how = found.transforms()
+    names = None if classes is None else imagenet_names(classes, found.meta['categories'])
     if mean is None and std is None: mean, std = tuple(how.mean), tuple(how.std)
     return _cached(found.url), size or how.crop_size[0], mean, std, names
 

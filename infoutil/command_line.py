@@ -217,7 +217,8 @@ def _say_first(text):
 def _teacher_options(p):
     _add_data(p, 'without it a fifth where DATA has no val/ or test/, else nothing')
     _add_out(p)
-    _add(p, 'arch', str, None, 'network, such as convnet3 or resnet18; without it the ConvNet that fits the size')
+    _add(p, 'arch', str, None, 'network, such as convnet3, resnet18 or timm/NAME; '
+         'without it the ConvNet that fits the size')
     _add(p, 'size', _whole, None, 'side of the images in pixels, 8 or more; without it read off the data')
     _add(p, 'epochs', _whole, 30, 'passes over the training images, 1 or more')
     _add(p, 'early-epoch', _whole, None, 'epoch after which the early state is kept, 1 to --epochs; '
@@ -228,7 +229,7 @@ def _teacher_options(p):
     _add(p, 'lr', _number, None, '(peak) learning rate, above 0; '
          'without it 0.005 for one_cycle, and for paper 0.001 up to 32 px and 0.01 above')
     _add(p, 'schedule', str, 'one_cycle', 'one_cycle, or paper for a constant rate')
-    _add(p, 'bs', _whole, 128, 'images a batch, 1 or more')
+    _add(p, 'bs', _whole, None, 'images a batch, 1 or more; without it 128, and 32 with --finetune')
     _add_precision(p)
     _add(p, 'seed', _whole, 0, 'another seed, other weights, order and augmentation')
     _add_on_error(p, 'leaves it out, counts it and lists it in training.json')
@@ -245,6 +246,12 @@ def _teacher_options(p):
          'without it those '
          "of the data or of ImageNet, whichever it is right with more often")
     _add(p, 'std', _numbers, None, 'of --weights: channel deviations, likewise')
+    _add(p, 'finetune', _whole, None,
+         'fit --weights or --pretrained of any other classes to DATA: a new last layer for an '
+         'epoch, then all layers for so many, 1 or more')
+    p.add_argument('--label-teachers', nargs='?', const='', metavar='NETWORK',
+                   help='of --weights and --pretrained: train this network beside the judge that was brought, from '
+                   "nothing, for its states to label; without a name the judge's own network")
     _add_dry_run(p)
     p.set_defaults(usual=p.get_default)
 
@@ -259,22 +266,20 @@ def run_teacher(
     from infoutil.training import train_teacher
     check_apart(a.out, a.data)
     if a.weights or a.pretrained: return _bring_teacher(a)
-    if a.dry_run: return _show_plan(a, _planned_teacher(a))
-    for k in ('classes', 'mean', 'std'):
+    for k in ('classes', 'mean', 'std', 'finetune', 'label_teachers'):
         if getattr(a, k) is None: continue
-        raise InfoUtilError(f"--{k} came without --weights, which it tells about; both or neither are accepted; "
-                            "name the "
-                            "file of weights")
-    names = ('arch size epochs early_epoch lr schedule seed valid_frac checkpoints strengths force bs precision '
-             'on_error').split()
-    t = train_teacher(a.data, a.out, **{k:getattr(a, k) for k in names})
+        raise InfoUtilError(f"--{k.replace('_', '-')} came without --weights or --pretrained, to which it belongs; "
+                            "both "
+                            "or neither are accepted; name the file of weights (--weights)")
+    if a.dry_run: return _show_plan(a, _planned_teacher(a, a.arch, a.epochs))
+    t = train_teacher(a.data, a.out, a.arch, a.size, valid_frac=a.valid_frac, force=a.force, **_how_trained(a))
     _say_first(f'{t}\nwritten to {a.out}: {", ".join(teacher_states(a.out))}')
     _say_verdict(a)
 
-def _planned_teacher(a):
+def _planned_teacher(a, arch, epochs):
     from infoutil.plans import plan_teacher
-    return plan_teacher(a.data, a.arch, a.size, a.epochs, a.bs, a.valid_frac, a.precision,
-                        2+len(a.checkpoints)+len(a.strengths))
+    return plan_teacher(a.data, arch, a.size, epochs, a.bs or (128 if a.finetune is None else 32), a.valid_frac,
+                        a.precision, 2+len(a.checkpoints)+len(a.strengths))
 
 def _show_plan(a, plan): _say_first(f'nothing was trained or written; the plan:\n{plan.table(a.processes)}')
 
@@ -288,25 +293,53 @@ def _say_verdict(a):
     for line in teacher_verdict(a.out, load_data(a.data, load_teacher(a.out).held_out), a.on_error):
         print(f'note: {line}')
 
+def _how_trained(a, but=()):
+    "Options of a training; a batch that was not named is left to what trains"
+    names = 'epochs early_epoch lr schedule seed checkpoints strengths precision on_error bs'.split()
+    return {k:getattr(a, k) for k in names if k not in but and (k!='bs' or a.bs is not None)}
+
+# %% ../nbs/46_command_line.ipynb #363595b0
 def _bring_teacher(a):
-    from infoutil.basics import InfoUtilError
+    from infoutil.adapted_teachers import bring_with_label_teachers, finetune_teacher
     from infoutil.brought_teachers import bring_teacher
+    from infoutil.teacher import teacher_states
+    _check_brought(a)
+    if a.dry_run and a.finetune is not None: return _show_plan(a, _planned_teacher(a, a.arch, 1+a.finetune))
+    if a.dry_run: return _show_plan(a, _planned_teacher(a, a.label_teachers or a.arch, a.epochs))
+    scales = dict(size=a.size, mean=a.mean, std=a.std, valid_frac=a.valid_frac, force=a.force)
+    if a.finetune is not None:
+        how = _how_trained(a, ('epochs', 'schedule', 'checkpoints', 'early_epoch'))
+        t = finetune_teacher(a.data, a.weights, a.out, a.arch, a.finetune, early_epoch=a.early_epoch or 1, **how,
+                             **scales)
+    elif a.label_teachers is not None:
+        t = bring_with_label_teachers(a.data, a.weights, a.out, a.arch, a.label_teachers or a.arch, classes=a.classes,
+                                      **_how_trained(a), **scales)
+    else: t = bring_teacher(a.data, a.weights, a.out, a.arch, classes=a.classes, **scales)
+    print(f'{t}\nwritten to {a.out}: {", ".join(teacher_states(a.out))}')
+
+def _check_brought(a):
+    "Refuse options that say nothing together"
+    from infoutil.basics import InfoUtilError
     from infoutil.engine.processes import launched
-    unread = 'epochs early_epoch checkpoints strengths lr schedule bs precision seed on_error dry_run'.split()
-    odd = [f"--{k.replace('_', '-')}" for k in unread if getattr(a, k)!=a.usual(k)]
-    if a.weights and a.pretrained:
-        raise InfoUtilError(f"--weights {a.weights} came with --pretrained; one of them is accepted; "
-                            "leave the other out")
-    told = '--weights' if a.weights else '--pretrained'
+    def came(k): return getattr(a, k) not in (None, False)
+    for x,y,why in (('weights', 'pretrained', 'one of them is accepted'),
+                    ('finetune', 'label_teachers', 'one is accepted, since the first keeps states of its own to label'),
+                    ('finetune', 'classes', 'one is accepted, since the outputs that have names are replaced')):
+        if came(x) and came(y):
+            raise InfoUtilError(f"--{x} came with --{y.replace('_', '-')}; {why}; leave the other out")
+    trained = _how_trained(a)
+    if a.finetune is not None:
+        told, unread, why = '--finetune', ('epochs', 'schedule', 'checkpoints'), 'which has its own'
+    elif came('label_teachers'): told, unread, why = '--label-teachers', (), 'which one process trains'
+    else: told, unread, why = '--weights' if a.weights else '--pretrained', trained, 'with which nothing is trained'
+    odd = [f"--{k.replace('_', '-')}" for k in trained if k in unread and trained[k]!=a.usual(k)]
+    if a.dry_run and unread is trained: odd.append('--dry-run')
     if odd or launched()>1:
-        raise InfoUtilError(f"{', '.join(odd) or f'{launched()} processes'} came with {told}, with which nothing is "
-                            "trained; the network and what its outputs are is accepted; leave the rest out")
+        raise InfoUtilError(f"{', '.join(odd) or f'{launched()} processes'} came with {told}, {why}; "
+                            "the network and what its outputs are is accepted; leave the rest out")
     if not a.arch:
-        raise InfoUtilError('--weights came without the network that they belong to; '
-                            'a name such as convnet3 or resnet18 '
-                            'is accepted; name it (--arch)')
-    t = bring_teacher(a.data, a.weights, a.out, a.arch, a.size, a.mean, a.std, a.classes, a.valid_frac, a.force)
-    print(f'{t}\nwritten to {a.out}: converged')
+        raise InfoUtilError('--weights came without the network that they belong to; a name such as convnet3 or '
+                            'resnet18 is accepted; name it (--arch)')
 
 # %% ../nbs/46_command_line.ipynb #35883942
 def _distill_options(p):
@@ -599,7 +632,8 @@ def run_compare(
     how |= _axes_of(a)|_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers'))
     if a.dry_run: return _show_plan(a, plan_compare(a.data, a.teacher, a.out, **how))
     frame = compare(a.data, a.teacher, a.out, **how, jobs=_jobs(a.jobs))
-    _say_first(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The '
+    _say_first(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. '
+               'The '
                f'whole report: infoutil report {a.out}')
 
 # %% ../nbs/46_command_line.ipynb #860fc78e

@@ -182,7 +182,9 @@ def __repr__(self:DistilledSet):
     k = 0 if self.labels is None else self.labels.shape[1]
     soft = f'{k} soft label{"s"*(k>1)} an image' if k else 'no soft labels'
     if self.views is not None: soft += f" and labels of {self.views.key.epochs} epochs' views"
-    tea = '' if self.teacher is None else f', label teacher {self.teacher.arch} of epoch {self.teacher.epoch}'
+    lost, tea = self.meta.get('teacher'), ''
+    if self.teacher is not None: tea = f', label teacher {self.teacher.arch} of epoch {self.teacher.epoch}'
+    elif isinstance(lost, dict): tea = f", its label teacher {lost.get('arch')} not at hand"
     return (f"DistilledSet({self.meta['method']}: {len(self.classes)} classes x {self.ipc} images of {self.size} px, "
             f"factor {self.factor}, {soft}{tea}, {self.nbytes/1e6:.2f} MB)")
 

@@ -19,7 +19,7 @@ from .data import ImageData, list_split, load_data, measuring_part, Split, train
 from .loaders import ImageItems
 from .images import check_crop_pct, check_images
 from .distilled_set import DistilledSet
-from .student import RECIPE, recipe, student_arch, student_learner
+from .student import labels_of, RECIPE, recipe, student_arch, student_learner
 import math, statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, asdict
@@ -57,7 +57,7 @@ def evaluate(
     ds:DistilledSet,         # The set
     test,                    # Real images: a `data.Split`, what `load_test` takes, or a loader of `test_dl`
     arch:str=None,           # Student; None: the network that judged the set
-    labels:str=None,         # One of `student.REGIMES`; None: the protocol's, else 'online'
+    labels:str=None,         # One of `student.REGIMES`; None: see `student.labels_of`
     protocol=RECIPE,         # A name in `student.PROTOCOLS`, or a `Protocol`
     epochs:int=None,         # 1 or more; None: the protocol's
     repeats:int=3,           # Students, 1 or more
@@ -73,7 +73,7 @@ def evaluate(
 )->Result:                   # Accuracies with mean, spread and recipe
     "Train `repeats` students from scratch and measure each on real images after its last epoch"
     if repeats<1: raise InfoUtilError(f"{repeats} repeats came; 1 or more is accepted; 3 or more give a spread")
-    p, labels, epochs = recipe(protocol, labels, epochs)
+    p, labels, epochs = recipe(protocol, labels or labels_of(ds, protocol), epochs)
     test, arch = _find(ds, test, valid_frac), student_arch(ds, arch)
     for r in range(repeats if keep is not None else 0): check_new(Path(keep)/f'seed_{seed+r}')
     dl = test_dl(ds, test, valid_frac, device, crop_pct)

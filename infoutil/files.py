@@ -15,9 +15,10 @@ from .engine.outputs import check_seal, json_text, new_dir, open_file, sealed, w
 from .engine.seen_images import sha256
 from .images import IMAGE_SUFFIXES
 from .labels import patch_labels
+from .models import check_arch
 from .teacher import load_teacher, save_teacher
 from .distilled_set import DistilledSet, MANIFEST_WORDS
-import hashlib, html, io, json, math, platform, re, struct, unicodedata, zlib
+import hashlib, html, io, json, math, platform, re, struct, unicodedata, warnings, zlib
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files as package_files
@@ -280,7 +281,7 @@ def load_set(
     images = [_decode(read_file(root, n, f[n]), m['size'], root/n) for n in names]
     if not images: raise StoreError(f"{root/'infoutil.json'} lists no images; one or more are accepted; {AGAIN}")
     labels, y = _read_labels(root, f), torch.arange(len(classes)).repeat_interleave(m['ipc'])
-    teacher = _read_teacher(root, f, classes, device, model) if with_teacher else None
+    teacher = _read_teacher(root, f, classes, device, model, _arch_of(m)) if with_teacher else None
     origin = _read_origin(root, f[ORIGIN_FILE])
     meta = {k:v for k,v in m.items() if k not in MANIFEST_WORDS or (k=='teacher' and v)}
     if (root/'run.json').exists(): meta |= read_sealed(root, 'run.json')
@@ -381,14 +382,32 @@ def _read_origin(root, digest):
     if all(isinstance(p, dict) for p in origin): return origin
     raise StoreError(f"{f} has a line that is no JSON object; {was}; {AGAIN}")
 
-def _read_teacher(root, files, classes, device, model):
-    "The label teacher, or None"
+def _read_teacher(root, files, classes, device, model, arch):
+    "The label teacher; None where there is none, or where its network cannot be made"
     if not set(TEACHER_FILES)&set(files): return None
     for f in TEACHER_FILES: read_file(root, f, files.get(f))
+    if model is None and isinstance(arch, str) and (why := _not_made(arch)): return _do_without(root, why)
     try: return load_teacher(root/'teacher', 'label', classes=classes, device=device, model=model)
     except InfoUtilError as e:
         raise StoreError(f"the label teacher of {root} cannot be loaded: {e}; for a network of your own pass model=, "
                          "to do without it with_teacher=False (--labels stored)") from e
+
+def _arch_of(m):
+    "The name of the label teacher's network in a manifest"
+    return m['teacher'].get('arch') if isinstance(m.get('teacher'), dict) else None
+
+def _not_made(arch):
+    "Why a network cannot be made by its name, as that of a user's own; None where it can"
+    try: check_arch(arch)
+    except InfoUtilError as e:
+        first, *_, last = str(e).split('; ')
+        return f'{first}: {last}' if last.startswith('pip ') else first
+
+def _do_without(root, why):
+    warnings.warn(f"the label teacher of {root.resolve().name} stays on disk, since its network cannot be made by name "
+                  f"({why}); "
+                  "students learn from the labels that are kept with the set; for online labels pass model=",
+                  stacklevel=4)
 
 # %% ../nbs/23_files.ipynb #44197a94
 def _read_views(root, files, recipe, m):

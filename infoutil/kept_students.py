@@ -24,7 +24,7 @@ def train_student(
     ds:DistilledSet,         # What to learn from
     path,                    # Directory for the student
     arch:str=None,           # Network; None: the one that judged the set
-    labels:str=None,         # One of `student.REGIMES`; None: the protocol's, else 'online'
+    labels:str=None,         # One of `student.REGIMES`; None: see `student.labels_of`
     protocol=RECIPE,         # A name in `student.PROTOCOLS`, or a `Protocol`
     epochs:int=None,         # 1 or more; None: the protocol's
     seed:int=0,              # Of weights, order and views

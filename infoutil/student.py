@@ -6,13 +6,14 @@ Docs: https://infoutil.github.io/infoutil/student.html.md"""
 
 # %% auto #0
 __all__ = ['REGIMES', 'LABELS', 'RECIPE', 'PROTOCOLS', 'Regime', 'regime', 'Online', 'Stored', 'ViewsOfARun', 'Hard', 'view_key',
-           'Protocol', 'unlike_rded', 'student_learner', 'lr_for', 'batch_size_for', 'recipe', 'student_arch',
-           'matrices', 'SoftLoss', 'DistilledLoader', 'EpochBar', 'DistillCallback', 'StudentLearner',
+           'Protocol', 'unlike_rded', 'student_learner', 'lr_for', 'batch_size_for', 'recipe', 'labels_of',
+           'student_arch', 'matrices', 'SoftLoss', 'DistilledLoader', 'EpochBar', 'DistillCallback', 'StudentLearner',
            'with_view_labels']
 
 # %% ../nbs/28_student.ipynb #61670f90
 from .basics import *
-from .models import arch_names, get_model
+from .models import get_model, own_arch
+from .loaders import PictureLoaders
 from .training import Autocast, TidyLearner
 from .engine.memory import is_out_of_memory
 from .labels import HardLabels, OnlineLabels, StoredLabels
@@ -21,7 +22,7 @@ from .views import apply_views, augment_policy, draw_views
 from .objectives import half_cosine, LOSSES, OPTIMIZERS, SCHEDULES, WeightAverage
 from .view_labels import (
     check_fields, epoch_order, is_number, ReplayedLabels, settings_differ, view_labels, ViewKey, whole, YES_OR_NO)
-import gc, math
+import gc, math, warnings
 from contextlib import contextmanager
 from functools import partial
 from dataclasses import dataclass, replace
@@ -31,9 +32,9 @@ from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 from fastai.callback.core import Callback, CancelValidException, event
 from fastai.callback.channelslast import ChannelsLast
-from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import AvgSmoothLoss, Learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy as _fastai_accuracy
 from fastai.optimizer import OptimWrapper
 from fastprogress.fastprogress import progress_bar
@@ -218,7 +219,7 @@ def student_learner(
     ds:DistilledSet,         # What to learn from
     valid=None,              # fastai DataLoader of real, normalized images; None: the learner cannot validate
     arch:str=None,           # Name of the network, see `models.get_model`; None: the one that judged the set
-    labels:str=None,         # 'online', 'stored', 'views', 'hard', ... (`REGIMES`); None: the protocol's, else 'online'
+    labels:str=None,         # 'online', 'stored', 'views', 'hard', ... (`REGIMES`); None: see `labels_of`
     protocol=RECIPE,         # A name in `PROTOCOLS`, or a `Protocol`
     epochs:int=None,         # 1 or more; None: the protocol's
     lr:float=None,           # Initial learning rate, above 0; None: the protocol's, else `lr_for`
@@ -230,7 +231,7 @@ def student_learner(
     cbs=(),                  # More fastai callbacks
 )->Learner:                  # Call `fit_distilled` on it
     "A fastai `Learner` that trains a new network on a distilled set"
-    p, labels, epochs = recipe(protocol, labels, epochs)
+    p, labels, epochs = recipe(protocol, labels or labels_of(ds, protocol), epochs)
     _check_numbers(lr, bs, every)
     arch, told, n_classes = student_arch(ds, arch), REGIMES[labels], len(ds.classes)
     device = torch.device(device) if device else default_device()
@@ -243,7 +244,8 @@ def student_learner(
                             "soft labels (--labels), or a protocol with loss='kl'")
     cb = DistillCallback(ds, told.labeller(ds, precision, device), p, epochs, lr, key.seed, every, key.epochs)
     valid = valid if valid is not None else _NoDL([], device=device)
-    dls = DataLoaders(DistilledLoader(ds.y, key.batch_size, key.seed), valid, device=device)
+    dls = PictureLoaders(DistilledLoader(ds.y, key.batch_size, key.seed), valid, classes=ds.classes, size=ds.size,
+                         mean=ds.mean, std=ds.std, device=device)
     opt = partial(OptimWrapper, opt=OPTIMIZERS[p.optimizer], betas=p.betas, fused=device.type in ('cpu', 'cuda'))
     learn = StudentLearner(dls, model, loss_func=SoftLoss(told.temperature(p), p.loss, p.hard), lr=lr, wd=[p.wd, 0.],
                            splitter=matrices,
@@ -308,6 +310,23 @@ def recipe(
                             "is RDED's")
     return p, labels or p.labels or 'online', epochs
 
+def labels_of(
+    ds:DistilledSet,   # What to learn from
+    protocol=RECIPE,   # See `recipe`
+)->str:                # 'views', 'stored' or 'hard' for a set without its label teacher; None: what `recipe` says
+    "The labels to learn from where none are named"
+    p = recipe(protocol)[0]
+    if p.labels or ds.teacher is not None: return None
+    found = 'views' if _replays(ds, p) else 'hard' if ds.labels is None else 'stored'
+    warnings.warn(f"the set came without its label teacher, so students learn from its {found} labels; "
+                  "name labels (--labels) to choose", stacklevel=3)
+    return found
+
+def _replays(ds, p):
+    "Whether the set holds labels of the views of this recipe"
+    try: return bool(_replayed_key(ds, p, None))
+    except InfoUtilError: return False
+
 def _check_numbers(lr, bs, every):
     "Refuse rates, batches and intervals that train nothing"
     if lr is not None and not 0<lr<math.inf:
@@ -324,7 +343,7 @@ def student_arch(
 )->str:                # Name of the network to train
     "The student's network; a set that was judged by an unnamed one needs it said"
     judge = _judge(ds)
-    if arch or judge in arch_names(): return arch or judge
+    if arch or own_arch(judge): return arch or own_arch(judge)
     raise InfoUtilError(f"no network came for the student, and the one that judged the set ({judge or 'unknown'}) has "
                         "no name that get_model knows; a name such as 'convnet3' or 'resnet18' is accepted; pass arch "
                         "(--arch)")
@@ -447,7 +466,7 @@ class DistillCallback(Callback):
         self.learn.yb = (told, y.to(told.device)) if p.hard else (told,)
     def before_validate(self):
         last = self.epoch+1==self.epochs
-        if isinstance(self.learn.dls.valid, _NoDL): raise CancelValidException
+        if isinstance(self.learn.dl, _NoDL): raise CancelValidException
         if self.trained and not last and not (self.every and (self.epoch+1)%self.every==0): raise CancelValidException
         if self.trained and self.mean: self.kept, self.learn.model = self.learn.model, self.mean.model.eval()
     def after_validate(self):
@@ -481,6 +500,18 @@ class StudentLearner(TidyLearner):
             return super().__call__(event_name)
         for cb in self._who(event_name): cb(event_name)
     def _set_device(self, b): return b if isinstance(self.dl, DistilledLoader) else super()._set_device(b)
+    def show_results(self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs):
+        # which tells fastai how images are shown with their classes
+        import fastai.vision.learner
+        if dl is None and not len(self.dls[ds_idx]):
+            raise InfoUtilError("results were to be shown and the student has no real images; "
+                                "a learner with valid=, or "
+                                "dl= of some, is accepted; see evaluation.test_dl")
+        super().show_results(dl=self.dls.shown(self.dls[ds_idx], shuffle) if dl is None else dl, max_n=max_n, **kwargs)
+    def export(self, fname='export.pkl', **kwargs):
+        "As fastai's: the network, and how pictures are fed to it; without the set and its teacher"
+        plain = Learner(self.dls.new_empty(), self.model.eval(), CrossEntropyLossFlat(), path=self.path)
+        plain.export(fname, **kwargs)
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         dl = self.dls[ds_idx] if dl is None else dl
         while _out_of_memory(partial(super()._do_epoch_validate, ds_idx, dl)): dl.bs = _halved(dl.bs)

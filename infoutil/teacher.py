@@ -438,7 +438,8 @@ def check_teacher(
     if right<need:
         raise TeacherError(f"the teacher is right on {right} of {len(y)} real images and chance is {1/classes:.1%}; "
                            f"{need} or more right are accepted; "
-                           "train it longer, or check that classes and normalization are those of this data")
+                           "train it longer, check that classes and normalization are those of this data, "
+                           "or insist on it in Python: distill(..., preflight=False)")
     return right/len(y)
 
 # %% ../nbs/10_teacher.ipynb #2afc3076

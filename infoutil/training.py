@@ -44,7 +44,14 @@ from fastai.metrics import accuracy as fastai_accuracy
 from fastai.optimizer import Adam
 
 # %% ../nbs/20_training.ipynb #8217d96e
-SCHEDULES = ('one_cycle', 'paper')
+def _one_cycle(learn, plan, cbs):
+    learn.fit_one_cycle(plan.epochs, 5e-3 if plan.lr is None else plan.lr, wd=plan.wd, cbs=cbs)
+
+def _constant(learn, plan, cbs):
+    usual = 1e-3 if learn.size<=32 else 1e-2
+    learn.fit(plan.epochs, usual if plan.lr is None else plan.lr, wd=plan.wd, cbs=cbs)
+
+SCHEDULES = dict(one_cycle=_one_cycle, paper=_constant)   # name -> what fits a learner by a plan, with callbacks
 
 @dataclass(frozen=True)
 class FitPlan:
@@ -121,7 +128,8 @@ def train_teacher(
     force:bool=False,            # Replace an older teacher in `path`
     on_error:str='fail',         # An unreadable image: 'fail' refuses the data, 'skip' leaves it out and lists it
     show_progress:bool=True,     # Progress bars and a table of epochs
-    **kwargs,                    # Passed to `teacher_learner`: bs, augment, workers, precision, device, model, cbs
+    # Passed to `teacher_learner`: bs, augment, workers, precision, device, model, stats, cbs
+    **kwargs,
 )->Teacher:                      # The converged teacher
     "Train a teacher and keep its early and its converged state; with `path`, a killed run goes on after its last epoch"
     check_choice('on_error', on_error, ON_ERROR)
@@ -186,6 +194,7 @@ class Autocast(Callback):
     def after_pred(self): self.learn.pred = self.pred.float()
     def after_loss(self): self._leave()
     def after_cancel_batch(self): self._leave()
+    def after_batch(self): self._leave()         # a batch without classes has no loss
     def _leave(self):
         if getattr(self, 'ctx', None) is not None: self.ctx.__exit__(None, None, None)
         self.ctx = None
@@ -210,6 +219,7 @@ def teacher_learner(
     seed:int=0,               # Another seed, other initial weights
     device=None,              # Where to train; None: the first GPU or the CPU
     model:nn.Module=None,     # A network of your own instead of `arch`
+    stats:tuple=None,         # Channel means and deviations of 0-1 pixels; None: those of the data
     cbs=(),                   # More of fastai's callbacks, such as `StopAfter`
 )->Learner:                   # A fastai learner that has not been fitted
     "A fastai `Learner` for a teacher of `data`"
@@ -220,7 +230,7 @@ def teacher_learner(
     arch = arch or (default_arch(size) if model is None else 'custom')
     device = torch.device(device) if device else default_device()
     if workers is None: workers = 0 if len(data.train)*3*size**2<=2**30 else max(0, torch.get_num_threads()-1)
-    dls = image_dls(data, size, bs, augment=augment, workers=workers, device=device)
+    dls = image_dls(data, size, bs, stats, augment=augment, workers=workers, device=device)
     if model is None:
         with seeded(seed, 'teacher weights'): model = get_model(arch, data.n_classes, size)
     learn = TidyLearner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=fastai_accuracy,
@@ -230,13 +240,10 @@ def teacher_learner(
 
 # %% ../nbs/20_training.ipynb #c5e6697f
 def _fit_schedule(learn, plan, cbs, show_progress):
-    "fastai's fit by one of the two schedules; a table of the first process alone"
-    show, paper = show_progress and world()[0]==0, plan.schedule=='paper'
+    "fastai's fit by a schedule; a table of the first process alone"
+    show = show_progress and world()[0]==0
     if not show and hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
-    usual = (1e-3 if learn.size<=32 else 1e-2) if paper else 5e-3
-    train = learn.fit if paper else learn.fit_one_cycle
-    with nullcontext() if show else learn.no_logging():
-        train(plan.epochs, usual if plan.lr is None else plan.lr, wd=plan.wd, cbs=cbs)
+    with nullcontext() if show else learn.no_logging(): SCHEDULES[plan.schedule](learn, plan, cbs)
 
 def _seeded_run(seed):
     "The random states of a run; each process of a group has its own"
@@ -409,7 +416,7 @@ def _settings(learn, data, plan, kwargs):
         told = [Path(f).as_posix() for f in s.files], s.labels, fingerprints(s.paths()).tolist()
         return f"{len(s)} of digest {_digest(json.dumps(told).encode())}"
     weights = _digest(pack(learn.model.state_dict()))          # of a network of the user's own, too
-    how = {k:v for k,v in kwargs.items() if k in ('bs', 'augment', 'precision')}
+    how = {k:v for k,v in kwargs.items() if k in ('bs', 'augment', 'precision', 'stats') and (k, v)!=('stats', None)}
     return dict(asdict(plan), arch=learn.arch, size=learn.size, initial_weights=weights, classes=list(data.classes),
                 training_images=files(data.train), validation_images=files(data.valid), held_out=data.held_out,
                 processes=world()[1], device=learn.dls.device.type, **how)
