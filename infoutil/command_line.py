@@ -422,7 +422,7 @@ def _run_options(p):
     _add_force(p)
 
 @command('From a folder to a set, a student and a page: teacher, distill, compare with random images, report.',
-         _run_options)
+         _run_options, many=True)
 def run_run(
     a,        # Parsed arguments of `infoutil run`
 )->None:      # Nothing; the directory is written
@@ -431,7 +431,7 @@ def run_run(
     how = {k:getattr(a, k) for k in RunPlan.__dataclass_fields__}
     if a.dry_run: return _show_plan(a, plan_run(a.data, a.teacher, **how))
     run_all(a.data, a.out, a.teacher, _jobs(a.jobs), a.force, **how)
-    print(run_in_words(a.out))
+    _say_first(run_in_words(a.out))
 
 
 # %% ../nbs/46_command_line.ipynb #2798f1b2

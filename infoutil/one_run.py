@@ -7,13 +7,13 @@ Docs: https://infoutil.github.io/infoutil/one_run.html.md"""
 # %% auto #0
 __all__ = ['teacher_place', 'teacher_beside', 'make_set', 'RunPlan', 'run_all', 'run_in_words', 'plan_run']
 
-# %% ../nbs/48_one_run.ipynb #7d73064c
+# %% ../nbs/48_one_run.ipynb #5c52be26
 from .basics import *
 from .comparison import compare
 from .data import ImageData, load_data
 from .distillation import distill
 from .distilled_set import DistilledSet
-from .engine.outputs import check_apart, check_new, mark_ours, write_json
+from .engine.outputs import check_apart, check_new, mark_ours, new_dir, write_json
 from .engine.processes import agree, together, world
 from .engine.runs import alone, resumable, what_differs
 from .files import load_set, write_set
@@ -121,7 +121,7 @@ def _enter_run(stack, path, settings, force):
     agree(bad)
     return run
 
-# %% ../nbs/48_one_run.ipynb #65a3d6b8
+# %% ../nbs/48_one_run.ipynb #6361f62c
 @dataclass(frozen=True)
 class RunPlan:
     "What a run is made with; all of it counts for what comes out"
@@ -149,30 +149,30 @@ def run_all(
     "Teacher, set, students beside those of random images, and a page, each kept once it is finished"
     plan, out = RunPlan(**how), Path(out)
     check_apart(out, data, *([teacher] if teacher else []))
-    _open_run(out, data, teacher, plan, force)
-    with alone(out):
-        tell('1. a teacher')
+    say = tell if world()[0]==0 else lambda text: None
+    with ExitStack() as held:
+        together(lambda: _open_run(held, out, data, teacher, plan, force))
+        say('1. a teacher')
         judge = teacher or out/'teacher'
-        t = _teacher(data, judge, plan, show_progress) if teacher is None else load_teacher(judge)
-        tell(f'   {t}')
-        tell(f'2. {plan.ipc} image{"s"*(plan.ipc>1)} a class')
+        say(f'   {_teacher(data, judge, plan, show_progress) if teacher is None else load_teacher(judge)}')
+        say(f'2. {plan.ipc} image{"s"*(plan.ipc>1)} a class')
         ds = _set(data, judge, out/'set', plan, show_progress)
-        tell(f'   {ds}')
-        tell(f'3. {plan.repeats} student{"s"*(plan.repeats>1)}, and as many of random images')
+        say(f'   {ds}')
+        say(f'3. {plan.repeats} student{"s"*(plan.repeats>1)}, and as many of random images')
         frame = _students(data, judge, out, plan, ds, jobs, show_progress)
-        tell('4. a page')
-        _page(out)
+        say('4. a page')
+        together(lambda: _page(out))
     return frame
 
-# %% ../nbs/48_one_run.ipynb #ffbb24b0
-def _open_run(out, data, teacher, plan, force):
-    "Begin a run, or take up one of the same settings"
+# %% ../nbs/48_one_run.ipynb #235a1711
+def _open_run(held, out, data, teacher, plan, force):
+    "Begin a run, or take up one of the same settings, and keep others out of it"
     told = dict(data=Path(data).resolve().name, teacher=None if teacher is None else load_teacher(teacher).sha256,
                 **vars(plan))
     file = out/'run.json'
     if file.exists():
         odd = what_differs(json.loads(file.read_text(encoding='utf-8'))['settings'], told)
-        if not odd: return
+        if not odd: return held.enter_context(alone(out))
         if not force:
             raise OutputError(f"{out} holds a run that was started with other settings ({', '.join(odd)}); the same "
                               "settings go on with it; choose another output (-o), or start anew (--force)")
@@ -180,11 +180,13 @@ def _open_run(out, data, teacher, plan, force):
     if out.exists() and force: shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(file, dict(schema=1, settings=told))
+    held.enter_context(alone(out))
     mark_ours(out, *(f'{n}{run}' for n in ('teacher', 'set') for run in ('', '.run')), 'students', 'student',
               'report.html')
 
 def _teacher(data, path, plan, show):
-    if 'converged' in teacher_states(path) and not path.with_name('teacher.run').exists(): return load_teacher(path)
+    if together(lambda: 'converged' in teacher_states(path) and not path.with_name('teacher.run').exists()):
+        return load_teacher(path)
     early = min(10, plan.teacher_epochs)
     return train_teacher(data, path, plan.arch, plan.size, plan.teacher_epochs, early, seed=plan.seed,
                          valid_frac=plan.valid_frac, on_error=plan.on_error, show_progress=show)
@@ -192,12 +194,13 @@ def _teacher(data, path, plan, show):
 def _method(p): return make_config(ipc=p.ipc, seed=p.seed, label_teacher=p.label_teacher)
 
 def _set(data, judge, path, plan, show):
-    if not path.exists() or path.with_name('set.run').exists():
+    if not together(lambda: path.exists() and not path.with_name('set.run').exists()):
         make_set(data, judge, path, _method(plan), plan.valid_frac, on_error=plan.on_error,
                  show_progress=show)
+    agree()                                      # the set is there for all of a group once the first process comes here
     return load_set(path, with_teacher=False)
 
-# %% ../nbs/48_one_run.ipynb #9e79504c
+# %% ../nbs/48_one_run.ipynb #a7b23f02
 def _students(data, judge, out, plan, ds, jobs, show):
     "Students of the set and of random images, and the first of them by itself"
     who, archs = ds.meta['label_teacher'], None if plan.arch is None else (plan.arch,)
@@ -205,10 +208,14 @@ def _students(data, judge, out, plan, ds, jobs, show):
                     archs=archs,
                     repeats=plan.repeats, seed=plan.seed, epochs=plan.epochs, valid_frac=plan.valid_frac, jobs=jobs,
                     keep=True, show_progress=show)
-    if not (out/'student').exists():
-        first = next((out/'students'/'kept').glob(f'infoutil-ipc{plan.ipc}-seed{plan.seed}-*'))
-        shutil.copytree(first, out/'student')
+    together(lambda: _put_first(out, plan))
     return frame
+
+def _put_first(out, plan):
+    "The first student under a name of its own, whole or not at all"
+    if (out/'student').exists(): return
+    first = next((out/'students'/'kept').glob(f'infoutil-ipc{plan.ipc}-seed{plan.seed}-*'))
+    with new_dir(out/'student') as tmp: shutil.copytree(first, tmp, dirs_exist_ok=True)
 
 # %% ../nbs/48_one_run.ipynb #aaa25e64
 def run_in_words(
