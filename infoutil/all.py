@@ -10,13 +10,13 @@ __all__ = ['PRESETS', 'DistillConfig', 'check_config', 'InfoUtilError', 'DataErr
            'pool_map', 'noisy_maps', 'windows', 'informativeness', 'cut_patches', 'grad_norms', 'utility',
            'utility_bound', 'SCORES', 'norm_rule', 'Crops', 'top_crops', 'make_mosaics', 'split_mosaics', 'load_data',
            'load_folder', 'candidates', 'Candidates', 'ImageData', 'Teacher', 'train_teacher', 'load_teacher',
-           'save_teacher', 'check_teacher', 'predict', 'patch_labels', 'Method', 'Choice', 'method', 'opt', 'METHODS',
-           'make_config', 'whole_images', 'InfoUtil', 'infoutil_crops', 'random_crops', 'herding_crops', 'kmeans_crops',
-           'forgetting_crops', 'el2n_crops', 'rded_crops', 'sre2l_images', 'distill', 'DistilledSet', 'export_set',
-           'push_to_hub', 'LOSSES', 'SCHEDULES', 'Protocol', 'PROTOCOLS', 'REGIMES', 'student_learner', 'evaluate',
-           'difference', 'cross_architecture', 'relabel', 'label_teacher_curve', 'robust_scores', 'continual',
-           'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report', 'demo_teacher',
-           'toy_batch', 'toy_model']
+           'save_teacher', 'check_teacher', 'predict', 'patch_labels', 'finetune_teacher', 'Method', 'Choice', 'method',
+           'opt', 'METHODS', 'make_config', 'whole_images', 'InfoUtil', 'infoutil_crops', 'random_crops',
+           'herding_crops', 'kmeans_crops', 'forgetting_crops', 'el2n_crops', 'rded_crops', 'sre2l_images', 'distill',
+           'DistilledSet', 'export_set', 'push_to_hub', 'LOSSES', 'SCHEDULES', 'Protocol', 'PROTOCOLS', 'REGIMES',
+           'student_learner', 'evaluate', 'difference', 'cross_architecture', 'relabel', 'label_teacher_curve',
+           'robust_scores', 'continual', 'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published',
+           'make_report', 'demo_teacher', 'toy_batch', 'toy_model']
 
 # %% ../nbs/45_all.ipynb #319afe24
 from .basics import *
@@ -54,6 +54,7 @@ from .robust_scores import *
 from .continual_learning import *
 from .learners import *
 from .kept_students import *
+from .adapted_teachers import *
 from .comparison import *
 from .results import *
 from .published import *
@@ -66,6 +67,7 @@ from .engine.measure import *
 from .engine.settle import *
 from .engine.memory import *
 from .engine.fast_copies import *
+from .engine.other_networks import *
 from .engine.seen_images import *
 from .engine.priors import *
 from .engine.gradient_rules import *
@@ -84,6 +86,7 @@ _all_ = ['InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputErr
          'Crops', 'top_crops', 'make_mosaics', 'split_mosaics',
          'load_data', 'load_folder', 'candidates', 'Candidates', 'ImageData',
          'Teacher', 'train_teacher', 'load_teacher', 'save_teacher', 'check_teacher', 'predict', 'patch_labels',
+         'finetune_teacher',
          'Method', 'Choice', 'method', 'opt', 'METHODS', 'make_config', 'whole_images', 'InfoUtil', 'infoutil_crops',
          'random_crops', 'herding_crops', 'kmeans_crops', 'forgetting_crops', 'el2n_crops', 'rded_crops',
          'sre2l_images',
