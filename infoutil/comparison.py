@@ -25,7 +25,8 @@ from .evaluation import evaluate, load_test, test_dl
 from .results import read_results
 from .methods import all_settings, get_method, make_config, Method, METHODS, read_setting, reads
 from .distillation import check_supply, distill, held_out_fraction
-from .engine.jobs import append_row, finished_rows, Progress, run_tasks, Task
+from .engine.jobs import append_row, finished_rows, run_tasks, Task
+from .engine.progress import Progress
 from .engine.outputs import check_apart, check_new, write_json
 from .engine.runs import alone
 import hashlib, inspect, json, re, shutil
@@ -479,10 +480,14 @@ def _run_grid(bench, jobs, show):
     file, cells = bench.out/'results.jsonl', _cells(bench.g)
     done = set(map(_key, finished_rows(file)))
     todo = [c for c in cells if _key(vars(c)) not in done]
-    progress, jobs = Progress(len(cells), len(cells)-len(todo), show), min(jobs, len(todo))
-    def finish(c, row):
-        append_row(file, row)
-        progress(_in_words(c, row), row['stages']['student']['seconds'])
+    with Progress('comparing', len(cells), 'students', len(cells)-len(todo), show, each=True) as bar:
+        def finish(c, row):
+            append_row(file, row)
+            bar(f"{_in_words(c, row)} ({row['stages']['student']['seconds']:.0f} s)")
+        _run_cells(bench, todo, min(jobs, len(todo)), finish)
+
+def _run_cells(bench, todo, jobs, finish):
+    "Run cells over processes; `finish(cell, row)` is called for each"
     train = lambda c: Task(run_cell, (c,), done=lambda row: finish(c, row))
     if jobs<=1:
         return run_tasks([t for c in todo for t in (Task(distil_sets, (c.method, bench.draw(c), [c.ipc])), train(c))],

@@ -6,8 +6,8 @@ Docs: https://infoutil.github.io/infoutil/training.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'BATCH', 'FitPlan', 'state_name', 'plan_fit', 'strength_name', 'train_teacher', 'fit', 'Autocast',
-           'TidyLearner', 'teacher_learner', 'teacher_of', 'state_after', 'SaveEarly', 'KeepRising', 'strong_states',
-           'ForgettingCounts', 'load_together']
+           'TidyLearner', 'teacher_learner', 'EpochBar', 'teacher_of', 'state_after', 'SaveEarly', 'KeepRising',
+           'strong_states', 'ForgettingCounts', 'load_together']
 
 # %% ../nbs/20_training.ipynb #1a53ab7d
 from .basics import *
@@ -20,6 +20,7 @@ from .engine.resumed_fits import (
 from .engine.shared_fits import loader_of, net_of, share_of, shared_fit
 from .engine.measure import measure
 from .models import default_arch, get_model
+from .engine.progress import in_notebook, Progress
 from .engine.processes import agree, broadcast, gather_all, pack, together, unpack, world
 from infoutil.teacher import (
     check_finite, load_teacher, ON_ERROR, predict, save_record, save_teacher, state_of, Teacher, teacher_from,
@@ -28,7 +29,7 @@ from infoutil.teacher import (
 from .engine.outputs import check_new, load_part, save_part
 from .engine.runs import resumable, Run
 import hashlib, json, math, os, warnings
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,8 @@ def fit(
     cbs = [*_early_states(plan, data, run), *rising, counts, KeepEpochs(counts, keep, begin)]
     with _forgets_divergence(run, plan):
         with _seeded_run(plan.seed), measure(learn.dls.device) as stage, shared_fit(learn):
-            with begin_at(learn, begin[1]['epoch'] if begin else 0): _fit_schedule(learn, plan, cbs, show_progress)
+            first = begin[1]['epoch'] if begin else 0
+            with begin_at(learn, first): _fit_schedule(learn, plan, cbs, show_progress, first)
         teacher = state_after(learn, plan.epochs, data)
     seconds = stage.seconds+(begin[1]['seconds'] if begin else 0)
     record = _record_of(learn, data, counts.counts(plan.epochs), seconds, stage.peak_bytes, skipped)
@@ -228,14 +230,32 @@ def teacher_learner(
     learn.arch, learn.size = arch, size
     return learn
 
+# %% ../nbs/20_training.ipynb #e5ff18da
+class EpochBar(Callback):
+    "Tell a `Progress` how many epochs of a fit are done, batch by batch"
+    order = 60                                 # after the recorder has the accuracy
+    def __init__(self,
+        bar:Progress,   # Of as many epochs as the fit has
+    ): self.bar = bar
+    def after_batch(self):
+        if self.training: self.bar.at(self.epoch+(self.iter+1)/self.n_iter)
+    def after_epoch(self):
+        told = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
+        self.bar.at(self.epoch+1, f"accuracy {told['accuracy']:.3f}" if 'accuracy' in told else None)
+
 # %% ../nbs/20_training.ipynb #c5e6697f
-def _fit_schedule(learn, plan, cbs, show_progress):
-    "fastai's fit by one of the two schedules; a table of the first process alone"
+def _fit_schedule(learn, plan, cbs, show_progress, first=0):
+    "fastai's fit by one of the two schedules; shown by the first process alone, in a notebook as fastai's table"
     show, paper = show_progress and world()[0]==0, plan.schedule=='paper'
-    if not show and hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
+    table = show and in_notebook()
+    if not table and hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
     usual = (1e-3 if learn.size<=32 else 1e-2) if paper else 5e-3
     train = learn.fit if paper else learn.fit_one_cycle
-    with nullcontext() if show else learn.no_logging():
+    with ExitStack() as stack:
+        if not table: stack.enter_context(learn.no_logging())
+        if show and not table:
+            bar = stack.enter_context(Progress('training the teacher', plan.epochs, 'epochs', first))
+            cbs = [*cbs, EpochBar(bar)]
         train(plan.epochs, usual if plan.lr is None else plan.lr, wd=plan.wd, cbs=cbs)
 
 def _seeded_run(seed):
