@@ -129,8 +129,8 @@ def _check_places(a):
     for k in 'data', 'test':
         v = getattr(a, k, None)
         if a.run.__name__!='run_export' and missing(v) and os.sep in v:            # else it may be a name
-            raise _Usage(f"no folder at {v}; a folder of images, one a class, or a known name is accepted; "
-                         "check the path")
+            raise _Usage(f"no folder at {v}; a folder with train/CLASS/*.jpg, a plain CLASS/*.jpg folder, or a "
+                         "name such as digits or cifar10 is accepted; check the path")
 
 def _whole(s):
     try: return int(s)

@@ -1,14 +1,18 @@
 "How commands behave before those who type them: bars on terminals, lines in logs, answers at once, modes, what comes next"
-import csv, errno, fcntl, json, os, pty, re, select, signal, stat, struct, subprocess, sys, termios, time
+import csv, os, re, select, signal, stat, struct, subprocess, sys
 from pathlib import Path
 import pytest
+try: import fcntl, pty, termios
+except ImportError: pty = None
 import infoutil.all, infoutil.hub, infoutil.label_teachers, infoutil.report
 from infoutil import command_line
 from infoutil.command_line import main, settings_table
 from infoutil.engine import progress
+from infoutil.methods import METHODS
 from test_cli import make_folder, three, user_env
 
-pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='a system without forks')
+root = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(pty is None, reason='a system without terminals')
 
 # ------------------------------------------------------------------ a terminal, and a log
 def screen(raw):
@@ -159,3 +163,102 @@ def test_every_command(tmp_path, columns, umask):
     odd = {p.relative_to(tmp_path): oct(stat.S_IMODE(p.stat().st_mode)) for p in made
            if stat.S_IMODE(p.stat().st_mode)!=(0o777 if p.is_dir() else 0o666)&~umask}
     assert len(made)>30 and not odd, odd
+
+# ------------------------------------------------------------------ one display
+def shown(columns, code):
+    "What code shows on a terminal of some columns, or in a log"
+    def do():
+        sys.stdout = open(1, 'w', buffering=1, encoding='utf-8', closefd=False)
+        os.environ.pop('COLUMNS', None)
+        code(progress.Progress)
+        return 0
+    place = Place(columns, 0o022, Path('/'))
+    return place.on_terminal([do])[1]
+
+@pytest.mark.parametrize('columns', [80, 40, 12])
+def test_a_bar_is_one_line_whatever_the_width(columns):
+    def code(P):
+        progress.TerminalBar.blink = 0.
+        with P('student 2 of 3', 300, 'epochs', done=100) as p:
+            for i in range(200): p(f'accuracy {i/200:.3f}')
+        print('a result')
+    raw = shown(columns, code)
+    assert len(screen(raw))==3 and screen(raw)[1]=='a result' and all(len(d)<columns for d in re.split('[\r\n]', raw)), raw
+
+def test_a_stage_that_fails_and_a_line_of_results():
+    def code(P):
+        try:
+            with P('scoring', 3, 'classes') as p:
+                p()
+                p.say('half a result')
+                raise ValueError
+        except ValueError: print('it failed')
+        print('so be it')
+    lines = screen(shown(80, code))
+    assert lines[0]=='half a result' and lines[1].startswith('scoring █') and lines[2:]==['it failed', 'so be it', ''], lines
+
+def test_a_log_is_short(monkeypatch, capsys):
+    "Ten hours of a thousand steps"
+    now = [0.]
+    monkeypatch.setattr(progress.time, 'time', lambda: now[0])
+    with progress.Progress('scoring', 1000, 'classes') as p:
+        for _ in range(1000):
+            now[0] += 36
+            p()
+    lines = capsys.readouterr().out.splitlines()
+    assert 40<len(lines)<80 and lines[0]=='scoring: 1000 classes' and lines[-1].startswith('scoring: 1000/1000 classes, in 10:00:00'), lines
+    assert re.fullmatch(r'scoring:  *\d+/1000 classes, \d+:\d\d:\d\d left, 1\.7/min', lines[5]), lines[5]
+
+# ------------------------------------------------------------------ answers at once
+def test_answers_do_not_wait_for_torch(tmp_path):
+    "Help, what is mistyped, and directories that are not there"
+    there = tmp_path/'there'
+    there.mkdir()
+    asked = [[], ['--help'], ['--version'], *([c, '--help'] for c in command_line.COMMANDS)]
+    wrong = [['distil'], ['distill', 'd', '--icp', '3'], ['distill', 'd', '--teacher', 't', '-o', 'o', '--ipc', 'ten'], ['teacher'], ['show', 's', '-force'],
+             ['distill', f'{there}/no', '--teacher', f'{there}', '-o', 'o'], ['distill', f'{there}', '--teacher', 'no', '-o', 'o'],
+             ['evaluate', 'no', '--test', f'{there}'], ['evaluate', f'{there}', '--test', './no'], ['train', 'no', '-o', 'o'], ['predict', 'no', 'f'],
+             ['show', 'no'], ['compare', f'{there}/no', '--teacher', f'{there}', '-o', 'o'], ['report', 'no'], ['export', 'no', '--to', 'parquet', '-o', 'o'],
+             ['push', 'no', 'me/set'], ['teacher', './no', '-o', 'o']]
+    code = f'''
+import sys, io, contextlib
+from infoutil.command_line import main
+for argv, status in [*((a, 0) for a in {asked}), *((a, 1) for a in {wrong})]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try: got = main(argv)
+        except SystemExit as e: got = e.code
+    assert got==status, (argv, got)
+    assert status or 'infoutil' in out.getvalue(), argv
+    if 'torch' in sys.modules: sys.exit('torch for '+str(argv))
+'''
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**user_env(), 'PYTHONPATH': str(root)}, cwd=tmp_path)
+    assert r.returncode==0, r.stderr
+    said = r.stderr.splitlines()
+    assert len(said)==len(wrong), said
+    for line in said:
+        three(line)
+        assert line.startswith('infoutil: ')
+    assert 'did you mean distill?' in said[0] and 'did you mean --ipc?' in said[1] and "'ten' came" in said[2] and 'did you mean --force?' in said[4]
+
+def test_alone_it_shows_its_help(capsys):
+    assert main([])==0
+    out = capsys.readouterr()
+    assert 'commands:' in out.out and not out.err
+
+def test_the_table_of_settings_is_what_methods_declare(monkeypatch):
+    for k in [k for k,c in METHODS.items() if not c.__module__.startswith('infoutil.')]: monkeypatch.delitem(METHODS, k)      # of other tests
+    with open(root/'infoutil/data_files/settings.csv', encoding='utf-8', newline='') as f: kept = [tuple(r) for r in csv.reader(f)]
+    assert kept==settings_table(), 'run `python tests/check_settings.py --write`'
+
+# ------------------------------------------------------------------ files that are there
+@pytest.mark.parametrize('argv', [['evaluate', 's', '--test', 't', '-o', 'r.json'], ['show', 's', '-o', 'grid.png'], ['show', 's']])
+def test_a_file_that_is_there_is_spared(tmp_path, monkeypatch, capsys, argv):
+    monkeypatch.chdir(tmp_path)
+    for name in 's', 't': (tmp_path/name).mkdir()
+    for name in 'r.json', 'grid.png': (tmp_path/name).write_text('mine')
+    assert main(argv)==1
+    err = capsys.readouterr().err
+    three(err)
+    assert 'exists; a new file for the' in err and '--force' in err
+    assert main([*argv, '--force'])==1                           # now the set is looked at, which is none
+    assert 'infoutil.json' in capsys.readouterr().err and {f.read_text() for f in tmp_path.glob('*.*')}=={'mine'}
