@@ -33,7 +33,8 @@ def _run(a):
     "Run a command; the exit status"
     if a.run is None: return 0
     _check_places(a)
-    if 'torch' not in sys.modules and sys.stderr.isatty(): print('loading torch ...', file=sys.stderr, flush=True)
+    first = 'torch' not in sys.modules and os.environ.get('RANK', '0')=='0'
+    if first and sys.stderr.isatty(): print('loading torch ...', file=sys.stderr, flush=True)
     from infoutil.basics import InfoUtilError
     from infoutil.engine.processes import start_processes
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')   # paths need not be UTF-8

@@ -133,7 +133,7 @@ def train_teacher(
     with seeded(seed, 'teacher loaders'): learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
     train = partial(fit, learn, data, plan, skipped=skipped, show_progress=show_progress)
     if path is None: return train()
-    with run_of_all(lambda: resumable(path, _settings(learn, data, plan, kwargs), force)) as run:
+    with run_of_all(lambda: resumable(path, _settings(learn, data, plan, kwargs, show_progress), force)) as run:
         if not run.done: teacher = train(run=run)
         else: teacher = None if world()[0] else load_teacher(path, device=learn.dls.device, model=learn.model)
         return _from_first(teacher, learn.model)
@@ -161,7 +161,7 @@ def fit(
     show_progress:bool=True,   # Progress bars and a table of epochs
 )->Teacher:                    # The converged teacher with its record
     "Train `learn` by `plan`, from where `run` was left"
-    agree(_unreadable(learn))                    # a broken image should stop the run now, not after an hour
+    agree(_unreadable(learn, show_progress))     # a broken image should stop the run now, not after an hour
     begin, counts = state_to_go_on(run, plan.states) if run else None, ForgettingCounts()
     keep = partial(keep_state, run.folder) if run else None
     rising = [KeepRising(data, run.folder)] if run and run.folder and plan.strengths else []
@@ -394,10 +394,10 @@ def load_together(
     if world()[1]>1: together(fetch)
     return load_data(data, valid_frac)
 
-def _unreadable(learn):
+def _unreadable(learn, show=False):
     "The error of the first image that cannot be read, or None"
     try:
-        for dl in learn.dls: dl.dataset.check()
+        for dl in learn.dls: dl.dataset.check(show=show)
     except DataError as e: return e
 
 # %% ../nbs/20_training.ipynb #655d2741
@@ -423,10 +423,10 @@ def _check_place(path, force):
 
 def _digest(raw): return hashlib.sha256(raw).hexdigest()[:16]
 
-def _settings(learn, data, plan, kwargs):
+def _settings(learn, data, plan, kwargs, show=False):
     "What a run depends on; another one of these is another run"
     def files(s):
-        told = [Path(f).as_posix() for f in s.files], s.labels, fingerprints(s.paths()).tolist()
+        told = [Path(f).as_posix() for f in s.files], s.labels, fingerprints(s.paths(), show=show).tolist()
         return f"{len(s)} of digest {_digest(json.dumps(told).encode())}"
     weights = _digest(pack(learn.model.state_dict()))          # of a network of the user's own, too
     how = {k:v for k,v in kwargs.items() if k in ('bs', 'augment', 'precision')}
