@@ -51,6 +51,7 @@ docs: $(READY)
 export: $(READY)
 	$(ENV) nbdev-export && $(ENV) nbdev-clean
 	cp nbs/templates/report.ipynb infoutil/templates/
+	$(ENV) $(BIN)/python tests/check_settings.py --write
 
 # README.md is rendered from nbs/index.ipynb
 readme: $(READY)

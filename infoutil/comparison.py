@@ -25,7 +25,8 @@ from .results import read_results
 from .training import load_together
 from .methods import all_settings, get_method, make_config, Method, METHODS, read_setting, reads
 from .distillation import check_supply, distill, held_out_fraction
-from .engine.jobs import append_row, finished_rows, Progress, run_tasks, Task
+from .engine.jobs import append_row, finished_rows, run_tasks, Task
+from .engine.progress import Progress
 from .engine.processes import together, world
 from .engine.class_runs import in_step
 from .engine.shared_tasks import share_tasks, wait_for
@@ -498,10 +499,16 @@ def _run_grid(bench, jobs, show):
     file, cells, (rank, size) = bench.out/'results.jsonl', _cells(bench.g), world()
     done = set(map(tuple, together(lambda: [_key(r) for r in finished_rows(file)])))
     todo = [c for c in cells if _key(vars(c)) not in done]
-    progress, jobs = Progress(len(cells), len(cells)-len(todo), show and rank==0), min(jobs, len(todo))
-    def finish(c, row):
-        append_row(file, row)
-        progress(_in_words(c, row), row['stages']['student']['seconds'])
+    first = len(cells)-len(todo)
+    with Progress('comparing', len(cells), 'students', first, show and rank==0, each=True) as bar:
+        def finish(c, row):
+            append_row(file, row)
+            bar(f"{_in_words(c, row)} ({row['stages']['student']['seconds']:.0f} s)")
+        _run_cells(bench, todo, min(jobs, len(todo)), finish)
+
+def _run_cells(bench, todo, jobs, finish):
+    "Run cells over processes; `finish(cell, row)` is called for each"
+    size = world()[1]
     train = lambda c: Task(run_cell, (c,), done=lambda row: finish(c, row))
     if jobs<=1 and size==1:
         return run_tasks([t for c in todo for t in (Task(distil_sets, (c.method, bench.draw(c), [c.ipc])), train(c))],

@@ -10,6 +10,7 @@ __all__ = ['continual', 'SelectOutputs', 'take_classes', 'step_sizes', 'class_or
 # %% ../nbs/32_continual_learning.ipynb #c1957b3d
 from .basics import *
 from .data import Split
+from .engine.progress import follow
 from .distilled_set import DistilledSet
 from .student import RECIPE, recipe, REGIMES, student_arch
 from .evaluation import evaluate, mean_std, real_dl, test_dl
@@ -17,7 +18,6 @@ import math
 from dataclasses import replace
 import pandas as pd, torch
 from torch import nn, Tensor
-from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
 
 # %% ../nbs/32_continual_learning.ipynb #5f3c063a
@@ -43,8 +43,8 @@ def continual(
     dl = test_dl(ds, test, valid_frac, device)
     todo = [(r, t, o[:sum(sizes[:t+1])]) for r,o in enumerate(orders) for t in range(steps)]
     tests = [_part_of_test(dl, ds, at, device) for *_,at in todo]
-    bar, rows = progress_bar(list(zip(todo, tests)), leave=False) if show_progress else zip(todo, tests), []
-    for (r, t, at), part in bar:
+    rows = []
+    for (r, t, at), part in follow(list(zip(todo, tests)), 'learning class by class', 'students', show_progress):
         res = evaluate(take_classes(ds, at), part, arch, labels, protocol, epochs, 1, seed+r, precision=precision,
                        device=device, show_progress=False)
         rows.append(dict(order=r, step=t+1, seen=len(at), added=', '.join(ds.classes[c] for c in at[-sizes[t]:]),

@@ -13,6 +13,7 @@ from .basics import *
 from .algorithm import at_once, from_function, InfoUtil, score_windows
 from .engine.priors import PRIORS
 from .pixels import cut_patches
+from .engine.progress import Progress
 from .engine.class_runs import in_step, Meter, run_classes, Shelf, unfinished, Work
 from .data import Candidates, draw_candidates, draw_readable, ImageData, read_ahead, read_candidates
 from .images import check_images
@@ -62,7 +63,7 @@ def distill(
     # Network inputs a pass for attribution and scores, 1 or more; None: by device, network and free memory; may move
     # last digits of scores, and with them near ties
     bs:int=None,
-    show_progress:bool=True,     # A progress bar over classes
+    show_progress:bool=True,     # How far it is: bars, or lines in a log
     # More states to label with where `label_teacher` asks for them: name -> `Teacher`, or a teacher's directory
     states=None,
     # Where `cfg` is None: `method`, a name in `METHODS` or a method with its settings, `preset`, and settings
@@ -400,12 +401,16 @@ def _files_of(data, m, on_error, workers):
         mine = {int(c):v for raw in gather_all(json.dumps(mine).encode()) for c,v in json.loads(raw).items()}
     return {c:tuple(mine[c][0]) for c in sorted(mine)}, {f:why for c in sorted(mine) for f,why in mine[c][1].items()}
 
-def _check_readable(job, classes, workers):
+def _check_readable(job, classes, workers, show_progress):
     "Refuse the first image that cannot be read, before the long work"
     rank, size = world()
-    def mine():
-        for c in classes[rank::size]: check_images([job.data.root/f for f in job.drawn[c]], workers)
-    in_step(mine)
+    mine, show = classes[rank::size], show_progress and rank==0
+    def check():
+        with Progress('checking images', len(mine), 'classes', show=show, after=2.) as bar:
+            for c in mine:
+                check_images([job.data.root/f for f in job.drawn[c]], workers)
+                bar()
+    in_step(check)
 
 # %% ../nbs/22_distillation.ipynb #71e0b601
 def _class_keys(job):
@@ -431,7 +436,7 @@ def _run_choice(job, folder, workers, show_progress):
     shelf = _shelf(job, folder)
     before = shelf.seconds if shelf else 0.                    # what an interrupted run has spent
     todo = unfinished(work, shelf)
-    _check_readable(job, todo, workers)
+    _check_readable(job, todo, workers, show_progress)
     run_classes(work, shelf, todo, show_progress)
     return _assemble(job, shelf, before) if shelf else None
 

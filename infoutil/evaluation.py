@@ -81,7 +81,8 @@ def evaluate(
     learns, stages = [], []
     for r in range(repeats):
         with measure(device) as stage:
-            learn = student_learner(ds, dl, arch, labels, p, epochs, seed=seed+r, **how).fit_distilled(show_progress)
+            learn = student_learner(ds, dl, arch, labels, p, epochs, seed=seed+r, **how)
+            learn.fit_distilled(show_progress, f'student {r+1} of {repeats}' if repeats>1 else 'student')
         if keep is not None: keep_student(learn, ds, Path(keep)/f'seed_{seed+r}')
         learns.append(_Trained(learn, every))
         stages.append(stage)

@@ -39,7 +39,7 @@ def train_student(
     check_new(path, force)                       # before an hour's work
     dl = None if test is None else test_dl(ds, test, valid_frac, device)
     learn = student_learner(ds, dl, arch, labels, protocol, epochs, seed=seed, precision=precision, device=device)
-    learn.fit_distilled(show_progress)
+    learn.fit_distilled(show_progress, 'training the student')
     keep_student(learn, ds, path, force)
     return learn
 

@@ -13,6 +13,7 @@ from .models import arch_names, default_arch, get_model
 from .teacher import check_classes, Teacher
 from .training import state_name
 from .engine.fast_copies import fast_copy
+from .engine.progress import Progress
 from .labels import different, one_label_teacher, patch_labels, refuse_number, teacher_logits
 from .data import candidates, ImageData, Split
 from .distilled_set import DistilledSet
@@ -166,15 +167,20 @@ def try_label_teachers(
     epochs = min(whole, max(30, min(300, views//len(ds))))
     dl, rows = test_dl(ds, real, device=device), {}
     train = partial(_trial_student, ds, dl, _student_of(teachers['converged'], arch), protocol, epochs, whole, seed)
-    def tried(which):
-        if which in rows: return
-        t = one_label_teacher(teachers, which)
-        row = rows[which] = dict(label_teacher=which, teachers=which.count('+')+1, epoch=t.epoch, **train(t, which))
-        if show_progress: print(_in_words(row, epochs, whole))
-    for which in _windows(names, n or 1): tried(which)
-    if n is None:
-        around = max(rows.values(), key=lambda r: r['expected'])['label_teacher']
-        for which in [w for k in (2, 3) for w in _windows(names, k) if around in w.split('+')]: tried(which)
+    def try_some(some):
+        bar.total = len(rows)+len(some)
+        for which in some:
+            bar.at(len(rows), which)
+            t = one_label_teacher(teachers, which)
+            row = rows[which] = dict(label_teacher=which, teachers=which.count('+')+1, epoch=t.epoch, **train(t, which))
+            bar.say(_in_words(row, epochs, whole))
+            bar.at(len(rows))
+    with Progress('trying label teachers', len(some := _windows(names, n or 1)), 'students', show=show_progress) as bar:
+        try_some([*dict.fromkeys(some)])
+        if n is None:
+            around = max(rows.values(), key=lambda r: r['expected'])['label_teacher']
+            more = (w for k in (2, 3) for w in _windows(names, k) if around in w.split('+'))
+            try_some([w for w in dict.fromkeys(more) if w not in rows])
     return pd.DataFrame(sorted(rows.values(), key=lambda r: -r['expected']))
 
 # %% ../nbs/30_label_teachers.ipynb #6caf8ec7

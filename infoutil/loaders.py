@@ -81,10 +81,11 @@ class ImageItems:
         return self.cache[i]
     def check(self,
         workers:int=4,   # Threads, 1 or more
+        show:bool=False, # Whether to show how far it is
     )->None:             # Nothing; `DataError` names the first file that cannot be read
         "Read all files before long work: whole ones into the cache, or their headers where they are too many to keep"
         read = self.image if self.cache is not None else lambda i: image_size(self._file(i))
-        for _ in in_threads(read, range(len(self)), workers): pass
+        for _ in in_threads(read, range(len(self)), workers, stage='checking images' if show else None): pass
 
 # %% ../nbs/19_loaders.ipynb #bf28091d
 class ShiftFlip(RandTransform):

@@ -11,6 +11,7 @@ __all__ = ['feature_stats', 'bn_distance', 'bn_layers', 'watch_bn', 'bn_loss', '
 # %% ../nbs/18_sre2l.ipynb #191c8a57
 from .basics import *
 from .views import draw_views
+from .engine.progress import follow, Progress
 from .methods import Method, method, opt
 from .teacher import Teacher
 import math
@@ -18,7 +19,6 @@ from contextlib import contextmanager
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from fastcore.meta import delegates
-from fastprogress.fastprogress import progress_bar
 
 # %% ../nbs/18_sre2l.ipynb #60567bc6
 class _FeatureStats(torch.autograd.Function):
@@ -176,7 +176,7 @@ def _descend(teacher, x, loss, view, iterations, lr, bn_weight, watch, show_prog
     lo, hi = teacher.normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1))
     x = x.detach().float().to(lo.device, copy=True).requires_grad_()
     opt = torch.optim.Adam([x], lr, betas=(0.5, 0.9))
-    for i in (progress_bar(range(iterations), leave=False) if show_progress else range(iterations)):
+    for i in follow(range(iterations), 'growing images', 'steps', show_progress):
         opt.param_groups[0]['lr'] = lr*0.5*(1+math.cos(math.pi*i/iterations))
         ce, bn = loss(view_batch(x, *view(i)))
         watch(i, x.detach(), ce.detach(), bn.detach())
@@ -235,7 +235,7 @@ def sre2l_batches(
 # %% ../nbs/18_sre2l.ipynb #a6100249
 def _noise(seed, c, j, size): return torch.randn(3, size, size, generator=rng(seed, 'sre2l noise', c, j))
 
-@delegates(recover, but=['watch'])
+@delegates(recover, but=['watch', 'show_progress'])
 def sre2l_images(
     teacher:Teacher,        # Network with BatchNorm in eval mode, the converged one
     n_classes:int,          # Classes of the teacher
@@ -244,7 +244,8 @@ def sre2l_images(
     iterations:int=1000,    # Steps of every batch, 1 or more
     *,
     batch:int=100,          # Images optimised at once; statistics and memory grow with it, see `sre2l_batches`
-    # Passed to `recover`: lr, bn_weight, first_bn, min_scale, shift, flip, precision, show_progress
+    show_progress:bool=False,   # A bar over the steps of all batches
+    # Passed to `recover`: lr, bn_weight, first_bn, min_scale, shift, flip, precision
     **kwargs,
 )->Tensor:                  # Raw pixels (n_classes*ipc, 3, size, size), uint8, class by class, on the CPU
     "Images of every class, recovered from `teacher` alone"
@@ -252,10 +253,13 @@ def sre2l_images(
         raise TeacherError(f"images of {n_classes} classes were asked for and the teacher knows "
                            f"{len(teacher.classes)}; the same number is accepted; train a teacher on this data")
     out = torch.empty(n_classes*ipc, 3, teacher.size, teacher.size, dtype=torch.uint8) if ipc>0 else None
-    for k,ids in enumerate(sre2l_batches(n_classes, ipc, batch)):
-        x = torch.stack([_noise(seed, *divmod(i, ipc), teacher.size) for i in ids.tolist()])
-        out[ids] = teacher.denormalize(recover(teacher, x, ids//ipc, seed_from(seed, 'sre2l', k),
-                                               iterations=iterations, **kwargs)).cpu()
+    batches = sre2l_batches(n_classes, ipc, batch)
+    with Progress('growing images', len(batches)*iterations, 'steps', show=show_progress) as bar:
+        for k,ids in enumerate(batches):
+            x = torch.stack([_noise(seed, *divmod(i, ipc), teacher.size) for i in ids.tolist()])
+            grown = recover(teacher, x, ids//ipc, seed_from(seed, 'sre2l', k), iterations=iterations,
+                            watch=lambda *_: bar(), **kwargs)
+            out[ids] = teacher.denormalize(grown).cpu()
     return out
 
 # %% ../nbs/18_sre2l.ipynb #f046a372

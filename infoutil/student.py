@@ -7,15 +7,16 @@ Docs: https://infoutil.github.io/infoutil/student.html.md"""
 # %% auto #0
 __all__ = ['REGIMES', 'LABELS', 'RECIPE', 'PROTOCOLS', 'Regime', 'regime', 'Online', 'Stored', 'ViewsOfARun', 'Hard', 'view_key',
            'Protocol', 'unlike_rded', 'student_learner', 'lr_for', 'batch_size_for', 'recipe', 'labels_of',
-           'student_arch', 'matrices', 'SoftLoss', 'DistilledLoader', 'EpochBar', 'DistillCallback', 'StudentLearner',
+           'student_arch', 'matrices', 'SoftLoss', 'DistilledLoader', 'DistillCallback', 'StudentLearner',
            'with_view_labels']
 
 # %% ../nbs/28_student.ipynb #61670f90
 from .basics import *
 from .models import get_model, own_arch
 from .loaders import PictureLoaders
-from .training import Autocast, TidyLearner
+from .training import Autocast, EpochBar, TidyLearner
 from .engine.memory import is_out_of_memory
+from .engine.progress import Progress
 from .labels import HardLabels, OnlineLabels, StoredLabels
 from .distilled_set import DistilledSet
 from .views import apply_views, augment_policy, draw_views
@@ -37,7 +38,6 @@ from fastai.learner import AvgSmoothLoss, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy as _fastai_accuracy
 from fastai.optimizer import OptimWrapper
-from fastprogress.fastprogress import progress_bar
 
 # %% ../nbs/28_student.ipynb #1f9266e0
 class Regime:
@@ -257,15 +257,16 @@ def student_learner(
 @patch
 def fit_distilled(self:Learner,
     show_progress:bool=True,   # One bar over the epochs
+    stage:str='student',       # Its name
 )->Learner:                    # The learner, trained
     "Train by the protocol that `student_learner` was given"
     cb = next((c for c in self.cbs if 'protocol' in vars(c)), None)
     if cb is None:
         raise InfoUtilError("this learner has no distilled set; one made by student_learner is accepted; use fit for "
                             "ordinary data")
-    bar = [EpochBar()] if show_progress else None
     with self.no_bar(), self.no_logging(), seeded(self.seed, 'student run'), _room_for(self.dls.train.bs):
-        self.fit(cb.epochs, cbs=bar)
+        with Progress(stage, cb.epochs, 'epochs', show=show_progress) as bar:
+            self.fit(cb.epochs, cbs=[EpochBar(bar)] if show_progress else None)
     return self
 
 # %% ../nbs/28_student.ipynb #c868ff43
@@ -410,14 +411,6 @@ class DistilledLoader(DataLoader):
 
 class _NoDL(DataLoader):
     "Stands for real images where there are none"
-
-class EpochBar(Callback):
-    "One progress bar over all epochs"
-    order = 60
-    def before_fit(self):
-        self.bar = progress_bar(range(self.n_epoch), leave=False)
-        self.bar.update(0)
-    def after_epoch(self): self.bar.update(self.epoch+1)
 
 # %% ../nbs/28_student.ipynb #f5bbd652
 class DistillCallback(Callback):

@@ -16,7 +16,7 @@ from .engine.seen_images import count_seen, fingerprints, sha256
 from .images import find_broken, read_images
 from .data import ImageData, Split, without
 from .models import get_model, MeanLogits
-from .engine.outputs import check_seal, open_file, sealed, write_json
+from .engine.outputs import check_seal, open_file, sealed, write_json, write_tensors
 import hashlib, json, math, os, torch
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from pathlib import Path
 from torch import nn, Tensor
 from fastcore.basics import patch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 # %% ../nbs/10_teacher.ipynb #802fa448
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _write_weights(weights, file):
     tmp = file.with_name(f'.{file.stem}.tmp')
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, tmp)
+        write_tensors(weights, tmp)
         tmp.replace(file)
     except (OSError, SafetensorError) as e:
         raise OutputError(f"{file.parent} cannot be written ({e}); a place with room and write permission is accepted; "
@@ -329,7 +329,7 @@ def save_record(
 )->None:                     # Nothing; the files are written
     "Write training.safetensors, training.json and run.json"
     file = Path(path)/f'{_RECORD}.safetensors'
-    save_file(dict(forgetting=record.forgetting.int(), prints=record.prints.long()), file)
+    write_tensors(dict(forgetting=record.forgetting.int(), prints=record.prints.long()), file)
     told = {k:list(getattr(record, k)) for k in ('files', 'curve', 'skipped')}
     write_json(file.with_suffix('.json'), sealed(dict(schema=_RECORD_SCHEMA, **told, sha256=sha256(file))))
     costs = dict(schema=1, seconds=record.seconds, peak_bytes=record.peak_bytes)

@@ -6,8 +6,8 @@ Docs: https://infoutil.github.io/infoutil/training.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'BATCH', 'FitPlan', 'state_name', 'plan_fit', 'strength_name', 'train_teacher', 'fit', 'Autocast',
-           'TidyLearner', 'teacher_learner', 'teacher_of', 'state_after', 'SaveEarly', 'KeepRising', 'strong_states',
-           'ForgettingCounts', 'load_together']
+           'TidyLearner', 'teacher_learner', 'EpochBar', 'teacher_of', 'state_after', 'SaveEarly', 'KeepRising',
+           'strong_states', 'ForgettingCounts', 'load_together']
 
 # %% ../nbs/20_training.ipynb #1a53ab7d
 from .basics import *
@@ -20,6 +20,7 @@ from .engine.resumed_fits import (
 from .engine.shared_fits import loader_of, net_of, share_of, shared_fit
 from .engine.measure import measure
 from .models import default_arch, get_model
+from .engine.progress import in_notebook, Progress
 from .engine.processes import agree, broadcast, gather_all, pack, together, unpack, world
 from infoutil.teacher import (
     check_finite, load_teacher, ON_ERROR, predict, save_record, save_teacher, state_of, Teacher, teacher_from,
@@ -28,7 +29,7 @@ from infoutil.teacher import (
 from .engine.outputs import check_new, load_part, save_part
 from .engine.runs import resumable, Run
 import hashlib, json, math, os, warnings
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -140,7 +141,7 @@ def train_teacher(
     with seeded(seed, 'teacher loaders'): learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
     train = partial(fit, learn, data, plan, skipped=skipped, show_progress=show_progress)
     if path is None: return train()
-    with run_of_all(lambda: resumable(path, _settings(learn, data, plan, kwargs), force)) as run:
+    with run_of_all(lambda: resumable(path, _settings(learn, data, plan, kwargs, show_progress), force)) as run:
         if not run.done: teacher = train(run=run)
         else: teacher = None if world()[0] else load_teacher(path, device=learn.dls.device, model=learn.model)
         return _from_first(teacher, learn.model)
@@ -168,14 +169,15 @@ def fit(
     show_progress:bool=True,   # Progress bars and a table of epochs
 )->Teacher:                    # The converged teacher with its record
     "Train `learn` by `plan`, from where `run` was left"
-    agree(_unreadable(learn))                    # a broken image should stop the run now, not after an hour
+    agree(_unreadable(learn, show_progress))     # a broken image should stop the run now, not after an hour
     begin, counts = state_to_go_on(run, plan.states) if run else None, ForgettingCounts()
     keep = partial(keep_state, run.folder) if run else None
     rising = [KeepRising(data, run.folder)] if run and run.folder and plan.strengths else []
     cbs = [*_early_states(plan, data, run), *rising, counts, KeepEpochs(counts, keep, begin)]
     with _forgets_divergence(run, plan):
         with _seeded_run(plan.seed), measure(learn.dls.device) as stage, shared_fit(learn):
-            with begin_at(learn, begin[1]['epoch'] if begin else 0): _fit_schedule(learn, plan, cbs, show_progress)
+            first = begin[1]['epoch'] if begin else 0
+            with begin_at(learn, first): _fit_schedule(learn, plan, cbs, show_progress, first)
         teacher = state_after(learn, plan.epochs, data)
     seconds = stage.seconds+(begin[1]['seconds'] if begin else 0)
     record = _record_of(learn, data, counts.counts(plan.epochs), seconds, stage.peak_bytes, skipped)
@@ -238,12 +240,31 @@ def teacher_learner(
     learn.arch, learn.size = arch, size
     return learn
 
+# %% ../nbs/20_training.ipynb #e5ff18da
+class EpochBar(Callback):
+    "Tell a `Progress` how many epochs of a fit are done, batch by batch"
+    order = 60                                 # after the recorder has the accuracy
+    def __init__(self,
+        bar:Progress,   # Of as many epochs as the fit has
+    ): self.bar = bar
+    def after_batch(self):
+        if self.training: self.bar.at(self.epoch+(self.iter+1)/self.n_iter)
+    def after_epoch(self):
+        told = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
+        self.bar.at(self.epoch+1, f"accuracy {told['accuracy']:.3f}" if 'accuracy' in told else None)
+
 # %% ../nbs/20_training.ipynb #c5e6697f
-def _fit_schedule(learn, plan, cbs, show_progress):
-    "fastai's fit by a schedule; a table of the first process alone"
+def _fit_schedule(learn, plan, cbs, show_progress, first=0):
+    "fastai's fit by a schedule; shown by the first process alone, in a notebook as fastai's table"
     show = show_progress and world()[0]==0
-    if not show and hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
-    with nullcontext() if show else learn.no_logging(): SCHEDULES[plan.schedule](learn, plan, cbs)
+    table = show and in_notebook()
+    if not table and hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
+    with ExitStack() as stack:
+        if not table: stack.enter_context(learn.no_logging())
+        if show and not table:
+            bar = stack.enter_context(Progress('training the teacher', plan.epochs, 'epochs', first))
+            cbs = [*cbs, EpochBar(bar)]
+        SCHEDULES[plan.schedule](learn, plan, cbs)
 
 def _seeded_run(seed):
     "The random states of a run; each process of a group has its own"
@@ -381,10 +402,10 @@ def load_together(
     if world()[1]>1: together(fetch)
     return load_data(data, valid_frac)
 
-def _unreadable(learn):
+def _unreadable(learn, show=False):
     "The error of the first image that cannot be read, or None"
     try:
-        for dl in learn.dls: dl.dataset.check()
+        for dl in learn.dls: dl.dataset.check(show=show)
     except DataError as e: return e
 
 # %% ../nbs/20_training.ipynb #655d2741
@@ -410,10 +431,10 @@ def _check_place(path, force):
 
 def _digest(raw): return hashlib.sha256(raw).hexdigest()[:16]
 
-def _settings(learn, data, plan, kwargs):
+def _settings(learn, data, plan, kwargs, show=False):
     "What a run depends on; another one of these is another run"
     def files(s):
-        told = [Path(f).as_posix() for f in s.files], s.labels, fingerprints(s.paths()).tolist()
+        told = [Path(f).as_posix() for f in s.files], s.labels, fingerprints(s.paths(), show=show).tolist()
         return f"{len(s)} of digest {_digest(json.dumps(told).encode())}"
     weights = _digest(pack(learn.model.state_dict()))          # of a network of the user's own, too
     how = {k:v for k,v in kwargs.items() if k in ('bs', 'augment', 'precision', 'stats') and (k, v)!=('stats', None)}

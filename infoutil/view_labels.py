@@ -11,6 +11,7 @@ __all__ = ['VIEWS_VERSION', 'YES_OR_NO', 'ViewKey', 'whole', 'is_number', 'check
 # %% ../nbs/27_view_labels.ipynb #5a5b845f
 from .basics import *
 from .engine.fast_copies import fast_copy
+from .engine.progress import follow
 from .labels import soften, teacher_logits
 from .views import apply_views, draw_views, Views
 from .distilled_set import pixels_digest
@@ -20,7 +21,6 @@ from functools import partial
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from fastcore.basics import patch
-from fastprogress.fastprogress import progress_bar
 
 # %% ../nbs/27_view_labels.ipynb #5d4dfb5d
 VIEWS_VERSION = 1   # of how views and their order follow from a key; whatever gives other views raises it
@@ -307,8 +307,7 @@ def view_labels(
         return _answers(fast, x, dtype)
     n_classes = answer(key.order(0)[0], 0, 0).shape[1]
     pack = partial(_pack, k=_check_top_k(top_k, n_classes, temperature), temperature=temperature, dtype=dtype)
-    bar = progress_bar(epochs, leave=False) if show_progress else epochs
-    parts = [_label_epoch(answer, pack, key, e) for e in bar]
+    parts = [_label_epoch(answer, pack, key, e) for e in follow(epochs, 'labelling views', 'epochs', show_progress)]
     logits, index, rest = [None if p[0] is None else torch.stack(p) for p in zip(*parts)]
     return ViewLabels(key, logits, n_classes, float(temperature), pixels_digest(images), index, rest)
 

@@ -1,5 +1,5 @@
 "The comparison: one grid, equal recipes, nothing done twice, and refusals before any work"
-import json, os, signal, subprocess, sys, time
+import json, os, signal, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
@@ -266,31 +266,3 @@ def test_a_setting_is_declared_in_one_place(world, brightest, tmp_path, capsys):
     frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['brightest:channel=red'], **small)
     assert [s['channel'] for b,s in zip(frame.base, frame.settings) if b=='brightest']==['red']
     with pytest.raises(InfoUtilError, match="did you mean 'red'"): parse_method('brightest:channel=rad').config(1, 0, {})
-
-def on_a_terminal(code, columns):
-    "What a program prints on a terminal, and how it ends"
-    mine, its = os.openpty()
-    env = {**{k:v for k,v in os.environ.items() if k!='TQDM_DISABLE'}, 'COLUMNS': str(columns), 'TERM': 'xterm'}
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdin=its, stdout=its, stderr=its, env=env)
-    os.close(its)
-    out = b''
-    while True:
-        try: got = os.read(mine, 4096)
-        except OSError: break                    # nobody holds the other end any more
-        if not got: break
-        out += got
-    os.close(mine)
-    return p.wait(), out.decode(errors='replace')
-
-@pytest.mark.skipif(not hasattr(os, 'openpty'), reason='a system without terminals')
-@pytest.mark.parametrize('columns', [80, 40])
-@pytest.mark.parametrize('finished', [0, 2, 3])
-def test_the_display_of_a_grid_on_a_terminal(finished, columns):
-    "A grid that starts, that goes on, and that is finished already"
-    rc, out = on_a_terminal(f"""
-from infoutil.engine.jobs import Progress
-p = Progress(3, {finished})
-for i in range({finished}, 3): p(f'student {{i}}', 1)""", columns)
-    assert rc==0 and 'Traceback' not in out, out
-    assert ('100.00%' in out)==(finished<3) and ('finished before' in out)==(finished>0)
-    if finished<3: assert f'[{3-finished}/{3-finished} ' in out

@@ -11,12 +11,12 @@ __all__ = ['BLOCK', 'HELD', 'Work', 'Meter', 'run_classes', 'unfinished', 'in_st
 from ..basics import *
 from .processes import agree, broadcast, gather, gather_all, pack, unpack, world
 from .measure import measure
+from .progress import Progress
 from .outputs import load_part, save_part, writing
 import json, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from fastprogress.fastprogress import progress_bar
 
 # %% ../../nbs/engine/class_runs.ipynb #38c1f9f3
 BLOCK = 64       # names of a part, in every run
@@ -71,18 +71,22 @@ def run_classes(
     work:Work,                 # Its functions
     shelf,                     # A `Shelf` in the first process, None in the others
     todo,                      # Classes that are not finished, see `unfinished`
-    show_progress:bool=True,   # A bar over waves
+    show_progress:bool=True,   # A bar over classes
 )->None:                       # Nothing; the shelf is full
     "Finish classes, wave by wave: as many at a time as there are processes"
     rank, size = world()
     waves = [todo[i:i+size] for i in range(0, len(todo), size)]
     units = [[(c, names) for c in wave for names in work.parts(c)][rank::size] for wave in waves]
     reader = work.read(u for wave in units for u in wave)
-    for wave,mine in zip(progress_bar(waves) if show_progress and rank==0 else waves, units):
-        t0, got = time.time(), _wave(work, wave, mine, reader)
-        for k,(c, tensors, about, stages) in enumerate(got or ()):
-            if c is None: shelf.stages.append(stages)                   # a process without a class of its own
-            else: shelf.add(c, tensors, about, stages, round(time.time()-t0, 3) if k==0 else 0.)
+    n_done = len(work.files)-len(todo)
+    with Progress('distilling', len(work.files), 'classes', n_done, show_progress and rank==0) as bar:
+        for wave,mine in zip(waves, units):
+            t0, got = time.time(), _wave(work, wave, mine, reader, bar)
+            n_done += len(wave)
+            for k,(c, tensors, about, stages) in enumerate(got or ()):
+                if c is None: shelf.stages.append(stages)               # a process without a class of its own
+                else: shelf.add(c, tensors, about, stages, round(time.time()-t0, 3) if k==0 else 0.)
+            bar.at(n_done, '')
 
 def unfinished(
     work:Work,   # Its functions
@@ -104,10 +108,13 @@ def in_step(
     agree(bad)
     return out
 
-def _tables(work, units, reader):
+def _tables(work, units, reader, bar=None):
     "The tables of this process's parts of a wave, class by class, and the parts that are still held"
     tables, held = {}, {}
-    for c,_ in units:
+    first = bar and bar.n
+    for k,(c,_) in enumerate(units):
+        # a wave is as many steps as it has classes, and what comes after the scores is as long as a part
+        if bar: bar.at(first+world()[1]*k/(len(units)+1), f'scoring class {c+1}')
         part = next(reader)
         new = work.score(part)
         tables[c] = work.hold([tables[c], new] if c in tables else [new])
@@ -127,11 +134,12 @@ def _exchanged(work, tables):
         return {int(c): work.unpack(int(c), of(c), a) for c,a in about.items()}
     return [received(r) for r in gather_all(raw)]
 
-def _wave(work, wave, units, reader):
+def _wave(work, wave, units, reader, bar):
     "One wave: (class, tensors, about, stages) of each of its classes in the first process, None in the others"
     rank, size = world()
-    tables, held = in_step(_tables, work, units, reader)
+    tables, held = in_step(_tables, work, units, reader, bar)
     everyone = _exchanged(work, tables)
+    bar.at(bar.n, 'composing and labelling')
     def finish():
         if rank>=len(wave): return {}, None
         c = wave[rank]

@@ -7,11 +7,11 @@ Docs: https://infoutil.github.io/infoutil/engine/outputs.html.md"""
 # %% auto #0
 __all__ = ['SEALS', 'MARK', 'writing', 'open_file', 'json_text', 'write_json', 'seal_of', 'sealed', 'check_seal', 'mark_ours',
            'is_ours', 'with_parents', 'check_new', 'check_apart', 'check_file', 'new_dir', 'put_dir', 'tensor_digest',
-           'save_part', 'load_part']
+           'write_tensors', 'save_part', 'load_part']
 
 # %% ../../nbs/engine/outputs.ipynb #8bd35106
 from ..basics import *
-import hashlib, json, os, platform, re, shutil, stat, tempfile, zlib
+import hashlib, json, os, platform, re, secrets, shutil, stat, tempfile, zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import torch
@@ -149,9 +149,9 @@ def with_parents(
             with suppress(OSError): p.rmdir()
 
 def _sibling(path):
-    "A temporary directory beside `path`, so that renaming it moves no bytes"
-    tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name[:40]}.', dir=path.parent))
-    tmp.chmod(0o755)
+    "A temporary directory beside `path`, so that renaming it moves no bytes; open to whom the user's umask lets in"
+    tmp = path.parent/f'.{path.name[:40]}.{secrets.token_hex(4)}'
+    tmp.mkdir()
     return tmp
 
 # %% ../../nbs/engine/outputs.ipynb #a601a020
@@ -196,11 +196,15 @@ def check_apart(
 def check_file(
     path,              # The file that a run is going to write
     what:str='result', # What it is, for the message
+    force:bool=True,   # Whether one that is there may be replaced
 )->Path:               # `path`, as a `Path`
     "Refuse a file that cannot be written, before any work starts; leaves no trace"
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise OutputError(f"{path} is a directory; a file for the {what} is accepted; name a file in it")
+    if not force and os.path.lexists(path):
+        raise OutputError(f"{path} exists; a new file for the {what} is accepted; "
+                          "choose another name, or replace it with force (--force)")
     if not os.path.isdir(folder):
         raise OutputError(f"no folder {folder} for the {what}; an existing one is accepted; make it first")
     with writing(path), tempfile.TemporaryDirectory(prefix=f'.{os.path.basename(path)}.', dir=folder):
@@ -253,6 +257,17 @@ def tensor_digest(
         h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
+def write_tensors(
+    tensors:dict,   # Named tensors
+    file,           # File to write; one that is there is replaced
+    about=None,     # Names and texts for its header
+)->None:            # Nothing; the file is there
+    "safetensors's `save_file`, which lets nobody but the owner read: here the user's umask says who may"
+    Path(file).touch()
+    mode = stat.S_IMODE(os.stat(file).st_mode)
+    save_file(tensors, file, metadata=about)
+    os.chmod(file, mode)
+
 def save_part(
     file,           # File to write, in a folder that exists; one that is there is replaced
     tensors:dict,   # Named tensors, of any type and shape
@@ -262,7 +277,7 @@ def save_part(
     text = json.dumps(about)
     tensors = {k:t.detach().cpu().contiguous().clone() for k,t in tensors.items()}     # a file cannot share memory
     with writing(file) as tmp:
-        try: save_file(tensors, tmp, metadata=dict(about=text, digest=tensor_digest(tensors, text)))
+        try: write_tensors(tensors, tmp, dict(about=text, digest=tensor_digest(tensors, text)))
         except SafetensorError as e: raise OSError(str(e)) from e
 
 # %% ../../nbs/engine/outputs.ipynb #44833e1d

@@ -10,9 +10,10 @@ __all__ = ['ProcessError', 'world', 'by_itself', 'start_processes', 'launched', 
 
 # %% ../../nbs/engine/processes.ipynb #6cc153b8
 from ..basics import *
+from .progress import Progress
 import json, os, struct
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, ExitStack
 from datetime import timedelta
 import torch, torch.distributed as dist
 from safetensors.torch import load as _load_tensors, save as _save_tensors
@@ -195,10 +196,16 @@ def in_threads(
     items,           # A sequence
     workers:int,     # Threads; below 2 there are none
     wait:int=256,    # Items that are handed out at a time
+    stage:str=None,  # Show how far it is, by this name, where it takes more than two seconds; None: nothing is shown
 )->object:           # A generator of the results, in the order of `items`
     "`fn` of every item, in order; so few wait at a time that a million items take no more memory than some hundreds"
-    if workers<2:
-        yield from map(fn, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        for i in range(0, len(items), wait): yield from pool.map(fn, items[i:i+wait])
+    show = stage is not None and world()[0]==0
+    with Progress(stage, len(items), 'files', show=show, after=2.) as bar, ExitStack() as stack:
+        if workers<2: parts = [map(fn, items)]
+        else:
+            pool = stack.enter_context(ThreadPoolExecutor(workers))
+            parts = (pool.map(fn, items[i:i+wait]) for i in range(0, len(items), wait))
+        for part in parts:
+            for result in part:
+                yield result
+                bar()

@@ -61,9 +61,11 @@ def _fingerprint(path, part=2048):
 def fingerprints(
     paths,           # Files
     workers:int=4,   # Threads, 1 or more
+    show:bool=False, # Whether to show how far it is
 )->Tensor:           # int64 (n,), 0 or above, in the order of `paths`
     "Digests of files: equal for equal bytes, wherever they lie"
-    return torch.tensor(list(in_threads(_fingerprint, list(paths), workers)), dtype=torch.int64)
+    prints = in_threads(_fingerprint, list(paths), workers, stage='reading files' if show else None)
+    return torch.tensor(list(prints), dtype=torch.int64)
 
 # %% ../../nbs/engine/seen_images.ipynb #ffccd79c
 SKETCH = 2**16   # fingerprints that a training run keeps
