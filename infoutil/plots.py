@@ -343,10 +343,10 @@ def read_sets(
         own = frame[(frame.method==m)&(frame.ipc==ipc)].sort_values('seed', kind='stable')
         names = [s for s in own['set'] if isinstance(s, str) and s==Path(s).name]     # never a way out of the directory
         kept = [p for p in (Path(path)/'sets'/s for s in names) if p.is_dir()]
-        if not kept: gone.append(f'{m}: no set of {per_class(ipc)} is kept.')
+        if not kept: gone.append(f'{method_label(m)}: no set of {per_class(ipc)} is kept.')
         else:
             try: sets[m] = DistilledSet.load(kept[0], with_teacher=False)
-            except InfoUtilError as e: gone.append(f'{m}: {_why(e, kept[0].name)}')
+            except InfoUtilError as e: gone.append(f'{method_label(m)}: {_why(e, kept[0].name)}')
     return sets, gone
 
 def _why(e, name):

@@ -212,10 +212,9 @@ def yardsticks(
 def judged_by(
     frame:pd.DataFrame,   # Students
     grid:dict,            # See `read_grid`
-)->str:                   # Such as 'Chance 10.0 %; random images 20.6 %; label teacher early 75.3 %; ...'
+)->str:                   # Such as 'To judge by: chance 10.0 %; label teacher early 75.3 %.'
     "What accuracies are judged by, in one line"
-    line = '; '.join(f'{k} {v:.1f} %' for k,v in yardsticks(frame, grid).items())
-    return line[:1].upper()+line[1:]+'.'
+    return f"To judge by: {'; '.join(f'{k} {v:.1f} %' for k,v in yardsticks(frame, grid).items())}."
 
 # %% ../nbs/40_results.ipynb #11b6889b
 def accuracy_table(
@@ -347,7 +346,8 @@ def claims(
         return [*out, f'There is no {to} row, so no difference to it can be given.']
     d = differences(frame, to:=measured_against(frame, to))
     if not len(d): return out
-    return [*out, f"At the same recipe, paired by seed: {'; '.join(_stands(r, d, to, best) for r in rows)}.",
+    gaps = '; '.join(_stands(r, d, to, best) for r in rows)
+    return [*out, f'Beside {_of(to)} of the same recipe, paired by seed, in points ± standard error: {gaps}.',
             _unclear(d, to)]
 
 def _name(row, best): return method_label(row['method'])+(f" with {row['labels']} labels" if len(best)>1 else '')
@@ -357,11 +357,10 @@ def _stands(row, d, to, best):
     "How the best cell of a regime stands to a method; where it is of that method, how the next one stands to it"
     here = d[(d[_RECIPE]==[row[f] for f in _RECIPE]).all(axis=1)]
     here = here if row['method']==to else here[here.method==row['method']]
-    if not len(here): return f'{_name(row, best)} has no pair with {_of(to)}'
+    if not len(here): return f'{_name(row, best)} without a pair'
     r = here.loc[here.difference.idxmax()]
     side, name = 'above' if r.difference>=0 else 'below', _name({**row, 'method': r.method}, best)
-    unit = ('', '') if row['labels']!=best.labels[0] else (' points', f' {_of(to)}')
-    return f'{name} is {with_error(abs(r.difference), r.error)}{unit[0]} {side}{unit[1]}'
+    return f'{name} {with_error(abs(r.difference), r.error)} {side}'
 
 def _unclear(d, to):
     "One sentence on all differences"
