@@ -540,14 +540,16 @@ def run_compare(
     "infoutil compare"
     from infoutil.engine.outputs import check_apart
     from infoutil.comparison import compare
-    from infoutil.results import accuracy_table
+    from infoutil.results import accuracy_table, claims, for_people, judged_by, read_grid
     from infoutil.report import to_markdown
     check_apart(a.out, a.data, a.teacher)
     how = {k:getattr(a, k) for k in 'repeats seed every one_set test crop_pct valid_frac extend'.split()}
     frame = compare(a.data, a.teacher, a.out, **_axes_of(a), **how, jobs=_jobs(a.jobs),
                     **_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers')))
-    print(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation. The '
-          f'whole report: infoutil report {a.out}')
+    table = to_markdown(for_people(accuracy_table(frame), frame))
+    print(f'\n{table}\nTop-1 % after the last epoch, mean and standard deviation. {judged_by(frame, read_grid(a.out))}\n'
+          +'\n'.join(claims(frame))+f'\nThe whole report: infoutil report {a.out}')
+
 
 # %% ../nbs/46_command_line.ipynb #860fc78e
 def _report_options(p):

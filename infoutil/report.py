@@ -45,7 +45,7 @@ def say(
     *sentences,   # One: a paragraph; several: a list; none: nothing is shown
 )->None:          # Nothing
     "Show plain sentences"
-    text = [html.escape(str(s)).replace(' ± ', '\u00a0±\u00a0') for s in sentences]
+    text = [html.escape(str(s)).replace(' ± ', '\u00a0±\u00a0').replace(' %', '\u00a0%') for s in sentences]
     if len(text)==1: _display(f'<p>{text[0]}</p>')
     elif text: _display('<ul>'+''.join(f'<li>{s}</li>' for s in text)+'</ul>')
 
@@ -225,11 +225,12 @@ def _full_parts(cells):
     "Cells without the headings that nothing stands below"
     kept, full = [], [False]*7               # from the end: whether a part of each level has something in it
     for c in reversed(cells):
-        title = re.fullmatch('(#+) [^\n]*', c.source.strip()) if c.cell_type=='markdown' else None
-        level = min(len(title[1]), 6) if title else 0
-        if level>1 and not full[level]: continue
-        if level: full[level:] = [False]*(7-level)
-        elif c.cell_type=='markdown' or c.get('outputs'): full = [True]*7
+        text = c.source.strip() if c.cell_type=='markdown' else ''
+        title = re.match('(#{1,6}) ', text)
+        level = len(title[1]) if title else 0
+        if level>1 and '\n' not in text and not full[level]: continue
+        if level: full = [True]*level+[False]*(7-level)
+        elif text or c.get('outputs'): full = [True]*7
         kept.insert(0, c)
     return kept
 
