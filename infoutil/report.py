@@ -87,7 +87,8 @@ def to_markdown(
     cell = lambda v: ' '.join(_text(v).replace('\\', '\\\\').replace('|', '\\|').split())
     line = lambda cells: '| '+' | '.join(cells)+' |'
     names = [cell(n) for n in frame.index.names] if index else []
-    columns = [cell(', '.join(_text(i) for i in c if _text(i)) if isinstance(c, tuple) else c) for c in frame.columns]
+    said = lambda c: ', '.join(filter(None, (_text(_level_text(f, v)) for f,v in zip(frame.columns.names, c))))
+    columns = [cell(said(c) if isinstance(c, tuple) else c) for c in frame.columns]
     keys = [[cell(i) for i in k] for k in _tuples(frame.index)] if index else [[]]*len(frame)
     rows = [line(k+[cell(v) for v in r]) for k,r in zip(keys, frame.itertuples(index=False, name=None))]
     return '\n'.join([line(names+columns), line(['---']*(len(names)+len(columns))), *rows])
