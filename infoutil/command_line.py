@@ -547,8 +547,9 @@ def run_compare(
     frame = compare(a.data, a.teacher, a.out, **_axes_of(a), **how, jobs=_jobs(a.jobs),
                     **_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers')))
     table = to_markdown(for_people(accuracy_table(frame), frame))
-    print(f'\n{table}\nTop-1 % after the last epoch, mean and standard deviation. {judged_by(frame, read_grid(a.out))}\n'
-          +'\n'.join(claims(frame))+f'\nThe whole report: infoutil report {a.out}')
+    said = '\n'.join([judged_by(frame, read_grid(a.out)), *claims(frame)])
+    print(f'\n{table}\nTop-1 % after the last epoch, mean and standard deviation. {said}\n'
+          f'The whole report: infoutil report {a.out}')
 
 
 # %% ../nbs/46_command_line.ipynb #860fc78e
