@@ -702,15 +702,18 @@ def run_compare(
     from infoutil.engine.outputs import check_apart
     from infoutil.comparison import compare
     from infoutil.plans import plan_compare
-    from infoutil.results import accuracy_table
+    from infoutil.results import accuracy_table, claims, for_people, judged_by, read_grid
     from infoutil.report import to_markdown
     check_apart(a.out, a.data, a.teacher)
     how = {k:getattr(a, k) for k in 'repeats seed every one_set test crop_pct valid_frac extend'.split()}
     how |= _axes_of(a)|_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers'))
     if a.dry_run: return _show_plan(a, plan_compare(a.data, a.teacher, a.out, **how))
     frame = compare(a.data, a.teacher, a.out, **how, jobs=_jobs(a.jobs))
-    _say_first(f'\n{to_markdown(accuracy_table(frame))}\nTop-1 % after the last epoch, mean and standard deviation.')
+    table = to_markdown(for_people(accuracy_table(frame), frame))
+    said = '\n'.join([judged_by(frame, read_grid(a.out)), *claims(frame)])
+    _say_first(f'\n{table}\nTop-1 % after the last epoch, mean and standard deviation. {said}')
     _next(['report', a.out])
+
 
 # %% ../nbs/46_command_line.ipynb #860fc78e
 def _report_options(p):

@@ -34,7 +34,7 @@ class WholeClass(Choice):
     whole_class = True
     def choose(self, table, n, exact=None): return table
 
-@method('random', 'Random')
+@method('random', 'Random images')
 class Random(WholeClass):
     "Whole random images"
     score_name = None

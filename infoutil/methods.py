@@ -7,7 +7,7 @@ Docs: https://infoutil.github.io/infoutil/methods.html.md"""
 # %% auto #0
 __all__ = ['UNSAID', 'LABEL_TEACHERS', 'METHODS', 'opt', 'check_number', 'check_setting', 'Method', 'Choice', 'method',
            'whole_images', 'get_method', 'reads', 'check_reads', 'presets', 'make_config', 'describe', 'all_settings',
-           'read_setting', 'map_settings']
+           'read_setting', 'method_label', 'map_settings']
 
 # %% ../nbs/12_methods.ipynb #c1ec1f5a
 from .basics import *
@@ -295,6 +295,31 @@ def read_setting(
     except ValueError:
         raise InfoUtilError(f"{name}={text} came; {'a whole number' if kind is int else 'a number'} is accepted; "
                             "change it") from None
+
+# %% ../nbs/12_methods.ipynb #a45b96df
+_SAID = {'alpha=0': 'no noise', 'end=highest': 'highest scores', 'end=lowest': 'lowest scores',
+         'preset=paper': 'paper preset', 'preset=default': 'default preset', 'crops=1': '1 crop',
+         'factor=1': 'no mosaics', 'per_image=1': '1 crop an image', 'per_image=None': 'all crops of an image',
+         'equal=once': 'equal crops once', 'equal=all': 'equal crops all'}
+_SAID_OF = dict(alpha='noise {}', attribution='{} maps', budget='{} model calls', candidates='{} candidates',
+                crops='{} crops', estimator='{} estimator', factor='mosaics of {0} x {0}', grid='{0} x {0} cells',
+                iterations='{} iterations', max_area='windows up to {} of the area',
+                min_area='windows from {} of the area', output='maps of the {}', per_image='{} crops an image at most')
+
+def method_label(
+    spec:str,   # A method as a comparison writes it, such as 'infoutil:alpha=0.0' or 'rded'
+)->str:         # Such as 'InfoUtil, no noise'; a name that no method has as it came
+    "The name of a method for people, with what differs from its default"
+    base, *parts = str(spec).split(':')
+    if base not in METHODS or not all('=' in p for p in parts): return str(spec)
+    return ', '.join([METHODS[base].label, *map(_said, parts)])
+
+def _said(part):
+    "One setting in words; one without words of its own by its name"
+    name, _, value = part.partition('=')
+    value = value.removesuffix('.0')
+    if f'{name}={value}' in _SAID: return _SAID[f'{name}={value}']
+    return _SAID_OF[name].format(value) if name in _SAID_OF else f"{name.replace('_', ' ')} {value}"
 
 # %% ../nbs/12_methods.ipynb #0ba0d735
 def map_settings(

@@ -11,6 +11,7 @@ __all__ = ['PUBLISHED', 'PUBLISHED_MEMORY', 'PUBLISHED_TEACHERS', 'published', '
 # %% ../nbs/42_published.ipynb #a4d2c115
 from .basics import *
 from .results import accuracy_table, as_published, index_of, varying
+from .student import PROTOCOLS
 import json, re
 from importlib.resources import files
 import numpy as np, pandas as pd
@@ -63,30 +64,47 @@ def published_teacher(
 # %% ../nbs/42_published.ipynb #07a0e6fd
 def beside_published(
     frame:pd.DataFrame,   # Students
+    size:int=None,        # Side of their images in pixels; None: not known, taken for the published one
 )->pd.DataFrame:          # Rows: method and what else varies; columns: ipc x (ours, published); empty without figures
-    "Our accuracies beside the published ones of the same data, images per class and network"
+    "Our accuracies beside the published ones of students of the same kind"
     rows = ['method', *[f for f in varying(frame) if f not in ('method', 'ipc')]]
     ours = accuracy_table(frame, rows)
     first = {k: g.iloc[0] for k,g in frame.groupby(rows, sort=False)}
     about = lambda k: first[k if isinstance(k, tuple) else (k,)]
-    cells = [[v for i in ours for v in (ours.loc[k, i], _figure_for(about(k), i))] for k in ours.index]
+    cells = [[v for i in ours for v in (ours.loc[k, i], _figure_for(about(k), i, size))] for k in ours.index]
     columns = pd.MultiIndex.from_product([ours.columns, ('ours', 'published')], names=['ipc', 'top-1 %'])
-    out = pd.concat([pd.DataFrame(cells, ours.index, columns), _only_published(frame, rows, columns)])
+    out = pd.concat([pd.DataFrame(cells, ours.index, columns), _only_published(frame, rows, columns, size)])
     out.attrs |= ours.attrs
     return out if out.xs('published', axis=1, level=1).astype(bool).any(axis=None) else out.iloc[:0]
 
-def _figure_for(row, ipc):
+def _figure_for(row, ipc, size):
     "The published figure of a student's method, where it is that method"
     kept = row['settings'] if isinstance(row['settings'], dict) else {}
     if not as_published(row['base'], {**kept, **_in_label(row['method'], row['base'])}): return ''
-    return _first_figure(published(row['data'], row['arch'], method=row['base'], ipc=ipc))
+    return _first_figure(_alike(published(row['data'], row['arch'], method=row['base'], ipc=ipc), row, size))
 
 # %% ../nbs/42_published.ipynb #1da780f9
+_SIDES = dict(cifar10=32, cifar100=32, tinyimagenet=64)    # of published students, px; 224 elsewhere
+_CONVNETS = dict(cifar10=(3, 32), cifar100=(3, 32), tinyimagenet=(4, 64), imagenette=(5, 128), imagewoof=(5, 128),
+                 imagenet100=(6, 128), imagenet1k=(4, 64))                  # and of ConvNets: depth, px
+_APART = 'DATM IDM MTT TESLA D3S G-VBSM SCDD'.split()      # published under recipes of their own
+
+def _alike(p, row, size):
+    "Those of published figures that are of a student like ours: network, side, labels, recipe and its epochs"
+    name, recipe = spelling(row['data']), PROTOCOLS.get(row['protocol'])
+    depth, side = _CONVNETS.get(name, (0, 0)) if spelling(row['arch'])=='convnet' else ('', _SIDES.get(name, 224))
+    if depth and row['arch']!=f'convnet{depth}' or size not in (None, side): return p[:0]
+    if recipe is None or row['epochs']!=recipe.epochs: return p[:0]
+    hard = (row['labels'], row['protocol'])==('hard', 'hard')
+    soft = row['labels']=='online' and row['protocol'] in ('rded', 'paper')
+    return p[(p.table.isin([9, 10]) if hard else soft&~p.table.isin([9, 10]))&~p.method.isin(_APART)]
+
 def _first_figure(p):
     "One published figure for a cell: without a special condition, from the first table that has it"
     p = p[p.note==''].sort_values('table', kind='stable')
     return f'{p.accuracy.iloc[0]:.1f} (Table {p.table.iloc[0]})' if len(p) else ''
 
+# %% ../nbs/42_published.ipynb #1dd3d18d
 def _in_label(method, base):
     "The settings that a label such as 'infoutil:alpha=0.0' names"
     if not method.startswith(base): return {}               # a name of the user's own
@@ -94,13 +112,13 @@ def _in_label(method, base):
     told = {k: value(v) for k,_,v in (s.partition('=') for s in method.split(':')[1:])}
     return {**told, **dict(end='highest', per_image=None)} if told.pop('preset', '')=='paper' else told
 
-def _only_published(frame, rows, columns):
-    "Rows for the methods that the paper has for this data and network and the frame has not"
+def _only_published(frame, rows, columns, size):
+    "Rows for the methods that the paper has for students of this kind and the frame has not"
     out, ours = {}, set(map(spelling, frame.base))
-    for data,arch in frame[['data', 'arch']].drop_duplicates().itertuples(index=False):
-        p = published(data, arch)
+    for row in frame.drop_duplicates(['data', 'arch', 'labels', 'protocol', 'epochs']).to_dict('records'):
+        p = _alike(published(row['data'], row['arch']), row, size)
         for m in [m for m in dict.fromkeys(p.method) if spelling(m) not in ours]:
             cells = ['' if who=='ours' else _first_figure(_where(p, method=m, ipc=i)) for i,who in columns]
-            about = dict(method=f'{m} (published)', data=data, arch=arch)
-            if any(cells): out[tuple(about.get(f, '') for f in rows)] = cells
+            about = dict(row, method=f'{m} (published)', label_teacher='')
+            if any(cells): out[tuple(about[f] for f in rows)] = cells
     return pd.DataFrame(list(out.values()), index_of(list(out), rows), columns) if out else None

@@ -10,7 +10,7 @@ __all__ = ['make_report', 'say', 'show_table', 'show_picture', 'to_markdown', 't
 
 # %% ../nbs/44_report.ipynb #74a7b455
 from .basics import *
-from .results import levels_of, read_grid, read_results
+from .results import FACTORS, in_words, levels_of, read_grid, read_results
 from .published import published_teacher
 from .engine.outputs import check_file
 import base64, copy, hashlib, html, io, itertools, json, os, re, subprocess, sys
@@ -45,7 +45,7 @@ def say(
     *sentences,   # One: a paragraph; several: a list; none: nothing is shown
 )->None:          # Nothing
     "Show plain sentences"
-    text = [html.escape(str(s)).replace(' ± ', '\u00a0±\u00a0') for s in sentences]
+    text = [html.escape(str(s)).replace(' ± ', '\u00a0±\u00a0').replace(' %', '\u00a0%') for s in sentences]
     if len(text)==1: _display(f'<p>{text[0]}</p>')
     elif text: _display('<ul>'+''.join(f'<li>{s}</li>' for s in text)+'</ul>')
 
@@ -87,7 +87,8 @@ def to_markdown(
     cell = lambda v: ' '.join(_text(v).replace('\\', '\\\\').replace('|', '\\|').split())
     line = lambda cells: '| '+' | '.join(cells)+' |'
     names = [cell(n) for n in frame.index.names] if index else []
-    columns = [cell(', '.join(_text(i) for i in c if _text(i)) if isinstance(c, tuple) else c) for c in frame.columns]
+    said = lambda c: ', '.join(filter(None, (_text(_level_text(f, v)) for f,v in zip(frame.columns.names, c))))
+    columns = [cell(said(c) if isinstance(c, tuple) else c) for c in frame.columns]
     keys = [[cell(i) for i in k] for k in _tuples(frame.index)] if index else [[]]*len(frame)
     rows = [line(k+[cell(v) for v in r]) for k,r in zip(keys, frame.itertuples(index=False, name=None))]
     return '\n'.join([line(names+columns), line(['---']*(len(names)+len(columns))), *rows])
@@ -119,6 +120,10 @@ def _cells(tag, values, kind=''):
     if tag=='th': text = [re.sub('([:,])(?=[^ ])', lambda m: m[0]+'<wbr>', v) for v in text]
     return ''.join(f'<{tag}{kind}>{v}</{tag}>' for v in text)
 
+def _level_text(factor, v):
+    "A level of a factor as a head; what is no factor as it is"
+    return f'IPC {v}' if factor=='ipc' else in_words({factor: v}) if factor in FACTORS else v
+
 def _head_html(frame):
     "The rows of a table's head: the names of the index stand in the last one, those of the columns before it"
     cols, rows = frame.columns, []
@@ -126,7 +131,7 @@ def _head_html(frame):
     for level in range(cols.nlevels):
         last = level==cols.nlevels-1
         labels = [c[level] for c in _tuples(cols)]
-        if cols.names[level]=='ipc': labels = [f'IPC {v}' for v in labels]
+        labels = [_level_text(cols.names[level], v) for v in labels]
         spans = [(v, 1) for v in labels] if last else [(v, len(list(g))) for v,g in itertools.groupby(labels)]
         cell = lambda v, n: f'<th colspan="{n}">{html.escape(str(v))}</th>' if n>1 else _cells('th', [v])
         before = _cells('th', names if last else ['']*len(names), ' class="name"')
@@ -197,16 +202,16 @@ def notebook_page(
     "Render a notebook's text and outputs as one page, its code left out"
     from nbconvert import HTMLExporter
     nb = copy.deepcopy(nb)
-    nb.cells = [_quiet_cell(c) for c in nb.cells]
+    nb.cells = _full_parts([_quiet_cell(c) for c in nb.cells])
     bare = dict(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
     body, _ = HTMLExporter(template_name='basic', **bare).from_notebook_node(nb)
     number = itertools.count(1)
     body = re.sub('<h2(?: id="[^"]*")?>', lambda m: f'<h2 id="part-{next(number)}">', body)
     parts = re.findall('<h2 id="(part-[0-9]+)">(.*?)</h2>', body, flags=re.S)
     toc = '\n'.join(f'<li><a href="#{i}">{re.sub("<[^>]+>", "", text)}</a></li>' for i,text in parts)
-    head, cut, rest = body.partition('</h1>')
+    at = [m.start() for m in re.finditer('<h2 ', body)][1:2] or [body.find('</h1>')+5 if '</h1>' in body else 0]
     return _template('page.html').format(mark=_MARK, title=html.escape(title), css=_template('page.css'), toc=toc,
-        head=head+cut if cut else '', body=rest if cut else body, version=version('infoutil'))
+        head=body[:at[0]], body=body[at[0]:], version=version('infoutil'))
 
 # %% ../nbs/44_report.ipynb #2ec3f8d4
 def _quiet_cell(cell):
@@ -216,6 +221,20 @@ def _quiet_cell(cell):
     for o in cell.outputs:
         if 'data' in o: o['data'] = {k:v for k,v in o['data'].items() if k in _SHOWN}
     return cell
+
+def _full_parts(cells):
+    "Cells without the headings that nothing stands below"
+    kept, full = [], [False]*7               # from the end: whether a part of each level has something in it
+    for c in reversed(cells):
+        text = c.source.strip() if c.cell_type=='markdown' else ''
+        title = re.match('(#{1,6}) ', text)
+        level = len(title[1]) if title else 0
+        if level>1 and '\n' not in text and not full[level]: continue
+        if level: full = [True]*level+[False]*(7-level)
+        elif text or c.get('outputs'): full = [True]*7
+        kept.insert(0, c)
+    return kept
+
 
 # %% ../nbs/44_report.ipynb #080b1040
 def _execute(nb, folder):

@@ -6,14 +6,15 @@ Docs: https://infoutil.github.io/infoutil/results.html.md"""
 
 # %% auto #0
 __all__ = ['FACTORS', 'YARDSTICK', 'STAGES', 'ResultsError', 'read_results', 'read_grid', 'varying', 'levels_of', 'per_class',
-           'in_words', 'holds', 'headline', 'summary', 'accuracy_table', 'with_error', 'in_order', 'index_of',
-           'differences', 'measured_against', 'difference_table', 'claims', 'listed', 'stage_frame', 'stages_of',
-           'cost_table', 'bytes_frame', 'bytes_table', 'curve_frame', 'method_label', 'score_name', 'as_published']
+           'in_words', 'holds', 'headline', 'summary', 'best_cells', 'best_recipes', 'yardsticks', 'judged_by',
+           'accuracy_table', 'with_error', 'in_order', 'index_of', 'best_first', 'for_people', 'differences',
+           'measured_against', 'difference_table', 'claims', 'listed', 'stage_frame', 'stages_of', 'cost_table',
+           'bytes_frame', 'bytes_table', 'curve_frame', 'score_name', 'as_published', 'method_label']
 
 # %% ../nbs/40_results.ipynb #87a661ac
 from .basics import *
 from .evaluation import difference, mean_std
-from .methods import METHODS
+from .methods import method_label, METHODS
 import json, math, os
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -105,6 +106,7 @@ def _file_rows(f):
     return [*rows, _student(last, f'{f}, line {len(whole)+1},')]
 
 # %% ../nbs/40_results.ipynb #93c73144
+_RECIPE = [f for f in FACTORS if f!='method']
 YARDSTICK = 'random'     # the method that others are measured against where nothing else is asked for; it comes first
 
 def varying(
@@ -123,7 +125,7 @@ def levels_of(
     return sorted(v, key=lambda m: factor=='method' and m.partition(':')[0]!=YARDSTICK)
 
 # %% ../nbs/40_results.ipynb #b62077a0
-_WORDS = dict(data='data {}', method='method {}', labels='{} labels', label_teacher='label teacher {}',
+_WORDS = dict(data='data {}', labels='{} labels', label_teacher='label teacher {}',
               protocol='protocol {}', arch='student {}', teacher_arch='teacher {}', epochs='{} epochs',
               test_images='{:,} test images')
 
@@ -138,7 +140,13 @@ def in_words(
 )->str:         # Such as 'online labels; student convnet3'
     "Some factors of a student in words"
     told = {f: v for f,v in row.items() if (f, v)!=('label_teacher', 'none')}
-    return '; '.join(per_class(v) if f=='ipc' else _WORDS[f].format(v) for f,v in told.items())
+    say = dict(ipc=per_class, method=method_label)
+    return '; '.join(say.get(f, _WORDS.get(f, '').format)(v) for f,v in told.items())
+
+def _of(method):
+    "A method in the middle of a sentence"
+    label = method_label(method)
+    return label[0].lower()+label[1:] if method.partition(':')[0]==YARDSTICK else label
 
 def holds(
     frame:pd.DataFrame,   # Students
@@ -165,6 +173,48 @@ def summary(
     out = mean_std(t, by, 'percent')
     if t.best.notna().any(): out['best'] = mean_std(t, by, 'best')['mean']
     return out.reset_index()
+
+# %% ../nbs/40_results.ipynb #8ab1feb1
+def best_cells(
+    frame:pd.DataFrame,   # Students
+    by=('labels',),       # Factors: of each of their combinations one cell
+)->pd.DataFrame:          # See `summary`; the highest mean first
+    "The cell of highest mean accuracy in each regime of labels, of those with three students where there are any"
+    t = summary(frame)
+    t = t[t.n>=t.groupby(list(by)).n.transform('max').clip(upper=3)]
+    return t.loc[t.groupby(list(by))['mean'].idxmax()].sort_values('mean', ascending=False, ignore_index=True)
+
+def best_recipes(
+    frame:pd.DataFrame,   # Students
+)->pd.DataFrame:          # Those of one recipe for each regime of labels and number of images; the best regime first
+    "Every regime of labels under the recipe that most methods share, of equals that of the highest mean"
+    methods, rank = frame.groupby(_RECIPE).method.transform('nunique'), list(best_cells(frame).labels).index
+    most = frame[methods==methods.groupby([frame.labels, frame.ipc]).transform('max')]
+    shown = frame.merge(best_cells(most, ('labels', 'ipc'))[_RECIPE], on=_RECIPE)
+    return shown.sort_values('labels', key=lambda c: c.map(rank), kind='stable', ignore_index=True)
+
+# %% ../nbs/40_results.ipynb #6de93072
+def yardsticks(
+    frame:pd.DataFrame,   # Students
+    grid:dict,            # See `read_grid`
+)->dict:                  # What it is -> top-1 %; what is not known is not there
+    "What accuracies are judged by: chance, random images beside the best cell, label teachers, all real images"
+    best, t = best_cells(frame).iloc[0], summary(frame)
+    beside = t[(t[_RECIPE]==best[_RECIPE]).all(axis=1)&t.method.str.partition(':')[0].eq(YARDSTICK)]
+    classes = len(grid.get('classes') or ()) or next(iter(frame.n_classes.dropna()), None)
+    out = {'chance': 100/classes} if classes else {}
+    out |= {f"{_of(r['method'])} by the recipe of the best": r['mean'] for r in beside.to_dict('records')}
+    used, tea = {best.label_teacher, *best_recipes(frame).label_teacher}, grid.get('teacher') or {}
+    told = {f'label teacher {k}': v for k,v in (grid.get('label_teachers') or {}).items() if k in used}
+    told[f"{tea.get('arch')} on all real images"] = tea
+    return out|{k: 100*v['test_accuracy'] for k,v in told.items() if isinstance(v, dict) and v.get('test_accuracy')}
+
+def judged_by(
+    frame:pd.DataFrame,   # Students
+    grid:dict,            # See `read_grid`
+)->str:                   # Such as 'To judge by: chance 10.0 %; label teacher early 75.3 %.'
+    "What accuracies are judged by, in one line"
+    return f"To judge by: {'; '.join(f'{k} {v:.1f} %' for k,v in yardsticks(frame, grid).items())}."
 
 # %% ../nbs/40_results.ipynb #11b6889b
 def accuracy_table(
@@ -214,15 +264,37 @@ def _table(cells, rows, columns, texts, frame, unit):
     out.attrs |= dict(holds=holds(frame), unit=unit)
     return out
 
+# %% ../nbs/40_results.ipynb #08cf7d9a
+def best_first(
+    frame:pd.DataFrame,   # Students
+)->list:                  # Methods
+    "Methods by how far their students lie above the mean of their recipe, the best first"
+    above = frame.accuracy-frame.groupby(_RECIPE).accuracy.transform('mean')
+    return list(above.groupby(frame.method).mean().sort_values(ascending=False, kind='stable').index)
+
+def for_people(
+    table:pd.DataFrame,   # A table with methods down, such as `accuracy_table`
+    frame:pd.DataFrame,   # Its students
+)->pd.DataFrame:          # The same cells, the best method on top, names as of `method_label`
+    "A table for reading"
+    rank = {m:i for i,m in enumerate(best_first(frame))}
+    keys = table.index.to_frame(index=False)
+    place = lambda c: c.map(lambda m: rank.get(m, len(rank))) if c.name=='method' else pd.factorize(c)[0]
+    at = keys.apply(place).sort_values(list(keys), kind='stable').index
+    keys = keys.assign(method=keys.method.map(method_label)).loc[at]
+    out = table.iloc[at].set_axis(index_of(list(keys.itertuples(index=False, name=None)), list(keys)))
+    out.attrs |= table.attrs
+    return out
+
 # %% ../nbs/40_results.ipynb #3277fd41
 def differences(
     frame:pd.DataFrame,   # Students
     to:str=YARDSTICK,     # The method to compare with
 )->pd.DataFrame:          # A row a method and recipe: the factors, difference (points), error, n (pairs), clear
     "Mean of the differences over the seeds that both have; one pair has no error, and below three `clear` is None"
-    to, recipe = measured_against(frame, to), [f for f in FACTORS if f!='method']
-    other = frame.loc[frame.method==to, [*recipe, 'seed', 'accuracy']]
-    both = frame[frame.method!=to].merge(other, on=[*recipe, 'seed'], suffixes=('', '_to'))
+    to = measured_against(frame, to)
+    other = frame.loc[frame.method==to, [*_RECIPE, 'seed', 'accuracy']]
+    both = frame[frame.method!=to].merge(other, on=[*_RECIPE, 'seed'], suffixes=('', '_to'))
     pairs = both.groupby(list(FACTORS), sort=False)
     rows = [(*key, *_points(g.accuracy.tolist(), g.accuracy_to.tolist())) for key,g in pairs]
     return pd.DataFrame(rows, columns=[*FACTORS, 'difference', 'error', 'n', 'clear'])
@@ -254,39 +326,52 @@ def difference_table(
     d, own = differences(frame, to), frame[frame.method==to].drop_duplicates(rows+columns)
     texts = [with_error(r.difference, r.error, '+')+(' *' if r.clear else _few(r.n)) for r in d.itertuples()]
     cells = pd.concat([d[rows+columns], own[rows+columns]])
-    unit = f'points of top-1 above {to}, mean of pairs ± standard error; * marks more than two standard errors'
+    unit = f'points of top-1 above {_of(to)}, mean of pairs ± standard error; * marks more than two standard errors'
     return _table(cells, rows, columns, texts+['0']*len(own), frame, unit)
 
 # %% ../nbs/40_results.ipynb #df7ca442
 def claims(
-    frame:pd.DataFrame,   # Students of one recipe, see `headline`
+    frame:pd.DataFrame,   # Students of a whole grid
     to:str=YARDSTICK,     # The method to compare with
-)->list:                  # Sentences, one for every number of images per class and one about luck
-    "Which differences are clear and which are not, in words"
-    to, out = measured_against(frame, to), []
-    d, several = differences(frame, to), [f for f in varying(frame) if f!='method'] or ['ipc']
-    for key,own in frame.groupby(several):
-        here = d[(d[several]==list(key)).all(axis=1)]
-        mean = own.groupby('method', sort=False).accuracy.mean()
-        said = [f'highest mean {mean.idxmax()}, {100*mean.max():.1f} %', *_told(here, to)]
-        out.append(f"{in_words(dict(zip(several, key))).capitalize()}: {'; '.join(said)}.")
-    judged = d[d.clear.notna()]
-    luck, pairs = sum(_luck(n) for n in judged.n), listed(sorted(judged.n.unique()))
-    if not len(judged): return out
-    return [*out, "Points of top-1 ± standard error. Clear means more than two standard errors; if nothing differed at "
-                  f"all, about {luck:.1f} of these {len(judged)} comparisons of {pairs} pairs would still be called "
-                  "clear by luck."]
+)->list:                  # Three sentences, fewer where there is nothing to compare
+    "The best of a grid, how it stands to a method, and how much is not clear, in words"
+    best, told = best_cells(frame), []
+    rows = best.to_dict('records')
+    for r in rows:
+        new = [f for f in varying(frame) if f not in ('method', 'labels') and (r is rows[0] or r[f]!=rows[0][f])]
+        where = in_words({f: r[f] for f in new})
+        told.append(f"{_name(r, best)}, {with_error(r['mean'], r['std'])} %"+(f' ({where})' if where else ''))
+    out = [f"Best of the whole grid: {'; '.join(told)}."]
+    if not (frame.method.eq(to)|frame.base.eq(to)).any():
+        return [*out, f'There is no {to} row, so no difference to it can be given.']
+    d = differences(frame, to:=measured_against(frame, to))
+    if not len(d): return out
+    gaps = '; '.join(_stands(r, d, to, best) for r in rows)
+    return [*out, f'Beside {_of(to)} of the same recipe, paired by seed, in points ± standard error: {gaps}.',
+            _unclear(d, to)]
 
-def _told(d, to):
-    "The differences of one recipe, sorted into what can be said of them"
-    sure, above = d.clear.eq(True), d.difference>0
-    parts = ((sure&above, 'clearly above'), (sure&~above, 'clearly below'),
-             (d.clear.eq(False), 'not clearly different from'), (d.clear.isna(), 'too few seeds to tell from'))
-    said = lambda p: ', '.join(f"{r.method} {with_error(r.difference, r.error, '+')}"
-                               for r in p.sort_values('difference', ascending=False).itertuples())
-    return [f'{word} {to}: {said(d[which])}' for which,word in parts if which.any()]
+def _name(row, best): return method_label(row['method'])+(f" with {row['labels']} labels" if len(best)>1 else '')
 
 # %% ../nbs/40_results.ipynb #505c5f66
+def _stands(row, d, to, best):
+    "How the best cell of a regime stands to a method; where it is of that method, how the next one stands to it"
+    here = d[(d[_RECIPE]==[row[f] for f in _RECIPE]).all(axis=1)]
+    here = here if row['method']==to else here[here.method==row['method']]
+    if not len(here): return f'{_name(row, best)} without a pair'
+    r = here.loc[here.difference.idxmax()]
+    side, name = 'above' if r.difference>=0 else 'below', _name({**row, 'method': r.method}, best)
+    return f'{name} {with_error(abs(r.difference), r.error)} {side}'
+
+def _unclear(d, to):
+    "One sentence on all differences"
+    judged = d[d.clear.notna()]
+    few, luck, unclear = len(d)-len(judged), sum(_luck(n) for n in judged.n), int(judged.clear.eq(False).sum())
+    if not len(judged): return f'Not clear: all of it, with too few seeds to tell from {_of(to)}.'
+    lie = f"{unclear or 'none'} of {len(judged)} difference{'s'[:len(judged)>1]} to {_of(to)}"
+    rest = f', and {few} more have too few seeds to tell' if few else ''
+    return (f'Not clear: {lie} (within two standard errors){rest}; if nothing differed at all, about {luck:.1f} would '
+            'look clear by luck.')
+
 def _luck(n, width=2., steps=20000):
     "Chance that a t-statistic of n values exceeds `width` on either side though nothing differs"
     df = n-1
@@ -376,8 +461,8 @@ def curve_frame(
     return t.sort_values('label_epoch', kind='stable', ignore_index=True)
 
 # %% ../nbs/40_results.ipynb #61b41786
-# reports know a method from its class; one that is on no list keeps its name, and its scores have no unit
-def method_label(method): return METHODS[method].label if method in METHODS else method
+# reports know a method from its class; one that is on no list has scores of no unit
+_all_ = ['method_label']     # of `methods`; it was here first
 
 def score_name(method, settings):
     "What crops are ranked by; None where they are not"

@@ -1,5 +1,5 @@
 "Reports of every kind of comparison: the published figures are the paper's, the numbers on the page are those of the tables, and the page stands alone"
-import html, json, re, shutil, subprocess
+import html, json, re, shutil, statistics, subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 import matplotlib.pyplot as plt, nbformat, pandas as pd, pytest
@@ -9,9 +9,79 @@ from infoutil.fixtures.toy_comparison import toy_comparison
 from infoutil.published import beside_published, PUBLISHED, published
 from infoutil.plots import read_sets
 from infoutil.report import make_report
-from infoutil.results import accuracy_table, cost_table, difference_table, headline, read_results
+from infoutil.methods import METHODS, method_label, reads
+from infoutil.results import accuracy_table, best_first, best_recipes, claims, cost_table, difference_table, for_people, read_results, summary, yardsticks
 
 root = Path(__file__).parents[1]
+
+def first_regime(path):
+    "The students that the tables of a report begin with"
+    t = best_recipes(read_results(path))
+    return t[t.labels==t.labels[0]].reset_index(drop=True)
+
+# -- names and sentences ----------------------------------------------------------------------------------------------
+
+def test_methods_have_names_for_people():
+    said = {'infoutil': 'InfoUtil', 'infoutil:alpha=0.0': 'InfoUtil, no noise', 'infoutil:preset=paper': 'InfoUtil, paper preset', 'rded:crops=1': 'RDED, 1 crop',
+            'random:factor=1': 'Random images, no mosaics', 'infoutil:end=highest:budget=64': 'InfoUtil, highest scores, 64 model calls', 'mine:a': 'mine:a', 'random_grad_norm': 'InfoUtil, random windows'}
+    assert {s: method_label(s) for s in said}==said
+    named = [method_label(f'{m}:{k}={v}') for m,c in METHODS.items() for k in reads(c) for v in ('1', '2', 'None', '{0}', 'a b')]+[method_label(m) for m in METHODS]
+    assert len(set(named))==len(named)
+
+def changed(tmp_path, accuracy, **keywords):
+    "The students of an invented comparison with accuracies of one's own"
+    t = read_results(toy_comparison(tmp_path/'c', sets=False, **keywords))
+    return t.assign(accuracy=[accuracy(r)+.001*r.seed for r in t.itertuples()])
+
+def test_the_best_cell_of_the_whole_grid_comes_first(tmp_path):
+    "Once a report named 20.7 % with online labels and left out 29.0 % with hard ones"
+    best = {('herding', 'hard'): .29, ('rded', 'online'): .207, ('random', 'hard'): .25}
+    t = changed(tmp_path, lambda r: best.get((r.method, r.labels), .1), methods=('random', 'rded', 'herding'), ipcs=(1,), teachers=('early',))
+    first, beside, unclear = claims(t)
+    assert first=='Best of the whole grid: Herding with hard labels, 29.1 ± 0.1 %; RDED with online labels, 20.8 ± 0.1 % (label teacher early).'
+    assert beside=='Beside random images of the same recipe, paired by seed, in points ± standard error: Herding with hard labels 4.0 ± 0.0 above; RDED with online labels 10.7 ± 0.0 above.'
+    assert unclear.startswith('Not clear: 1 of 4 differences to random images') and '\n' not in unclear
+    assert best_recipes(t).labels[0]=='hard' and best_first(t)==['herding', 'random', 'rded']
+    table = for_people(accuracy_table(t, ['labels', 'method']), t)
+    assert list(table.index)==[(l, m) for l in ('online', 'hard') for m in ('Herding', 'Random images', 'RDED')]
+
+def test_random_images_may_be_the_best(tmp_path):
+    t = changed(tmp_path, lambda r: .3+.1*(r.method=='random'), ipcs=(1,), labels=('online',), teachers=('early',))
+    assert claims(t)[0].startswith('Best of the whole grid: Random images, 40.1') and '10.0 ± 0.0 below' in claims(t)[1]
+
+def test_one_lucky_student_is_not_the_best(tmp_path):
+    t = changed(tmp_path, lambda r: .9 if r.method=='rded' else .3, ipcs=(1,), labels=('online',), teachers=('early',))
+    assert 'RDED' not in claims(t[(t.method!='rded')|(t.seed==0)])[0] and 'RDED' in claims(t)[0]
+
+def test_what_accuracies_are_judged_by(tmp_path):
+    t = changed(tmp_path, lambda r: .3, ipcs=(1,), labels=('online',), teachers=('early',))
+    grid = dict(classes=list('abcd'), teacher=dict(arch='convnet3', test_accuracy=.8), label_teachers=dict(early=dict(test_accuracy=.5), other=dict(test_accuracy=.1)))
+    assert {k: round(v, 1) for k,v in yardsticks(t, grid).items()}=={'chance': 25.0, 'random images by the recipe of the best': 30.1, 'label teacher early': 50.0, 'convnet3 on all real images': 80.0}
+    assert set(yardsticks(t, {}))=={'chance', 'random images by the recipe of the best'}
+
+# -- the picture of the README ----------------------------------------------------------------------------------------
+
+def test_points_of_the_picture_are_those_of_the_results(monkeypatch):
+    monkeypatch.chdir(root/'nbs'/'paper')
+    code = [c.source for c in nbformat.read('tables.ipynb', 4).cells if c.cell_type=='code']
+    names = {}
+    for c in (next(c for c in code if w in c) for w in ('import json', 'def students', 'def points')): exec(c, names)
+    rows = [json.loads(l) for l in (root/'results'/'tables.jsonl').read_text().splitlines()]
+    recipes = {'InfoUtil, best recipe': ('best', 'infoutil'), 'RDED, best recipe': ('best', 'rded'), 'random images, best recipe': ('best', 'random'), "InfoUtil, RDED's recipe": ('rded', 'infoutil')}
+    for data,title in (('cifar10', 'CIFAR-10'), ('imagenette', 'ImageNette')):
+        got = names['points'](data)
+        assert set(got)=={*recipes, 'InfoUtil, as published', 'RDED, as published'}
+        for name,(recipe, method) in recipes.items():
+            of = {}
+            for r in rows:
+                if (r['data'], r['protocol'], r['method'])==(data, recipe, method): of.setdefault(r['ipc'], []).append(100*r['accuracy'])
+            assert of and set(got[name].index)==set(of)
+            for ipc,a in of.items():
+                assert got[name]['mean'][ipc]==pytest.approx(statistics.fmean(a))
+                assert got[name]['std'][ipc]==pytest.approx(statistics.stdev(a)) if len(a)>1 else pd.isna(got[name]['std'][ipc])
+        for method in ('InfoUtil', 'RDED'):
+            p = PUBLISHED[(PUBLISHED.data==title)&(PUBLISHED.network=='ConvNet')&(PUBLISHED.method==method)&(PUBLISHED.table==1)]
+            assert dict(zip(p.ipc, p.accuracy))==got[f'{method}, as published']['mean'].to_dict() and len(p)==3
 
 # -- published figures ------------------------------------------------------------------------------------------------
 
@@ -69,16 +139,16 @@ def named(r):
     return r
 
 KINDS = dict(
-    usual        = (dict(), None, None, ['clearly above random', 'Points above RDED', 'no figures for this data', 'attribution maps with the window']),
-    one_cell     = (dict(methods=('random',), ipcs=(1,), labels=('hard',), seeds=1, sets=False), None, None, ['There is one method', 'Every recipe here has 1 image per class', 'same labels: hard', '(n=1)', 'no set of 1 image per class']),
-    one_ipc      = (dict(ipcs=(3,), labels=('online',), teachers=('converged',)), None, None, ['Every recipe here has 3 images per class', 'same labels: online']),
-    two_seeds    = (dict(seeds=2, sets=False), None, None, ['too few seeds to tell from random', '(n=2)']),
+    usual        = (dict(), None, None, ['Best of the whole grid: InfoUtil', 'Points above RDED', 'points above random images', 'attribution maps with the window', 'To judge by: chance 10.0']),
+    one_cell     = (dict(methods=('random',), ipcs=(1,), labels=('hard',), seeds=1, sets=False), None, None, ['Compared is 1 method', '1 image per class', 'hard labels', '(n=1)']),
+    one_ipc      = (dict(ipcs=(3,), labels=('online',), teachers=('converged',)), None, None, ['3 images per class', 'online labels']),
+    two_seeds    = (dict(seeds=2, sets=False), None, None, ['too few seeds to tell from random images', '(n=2)']),
     own_method   = (dict(ipcs=(1, 2)), named, None, ['my_method']),
-    published    = (dict(ipcs=(1, 10), sets=False), lambda r: {**r, 'data': 'cifar10'}, None, ['54.1 (Table 1)', '14.4 (Table 9)', 'DATM (published)', 'context, not competitors', '82.2 %']),
+    published    = (dict(ipcs=(1, 10), sets=False), lambda r: {**r, 'data': 'cifar10', 'epochs': 300}, None, ['54.1 (Table 1)', '23.5 (Table 1)', 'context, not competitors', '82.2 %']),
     many_teachers= (dict(methods=('random', 'infoutil'), labels=('online', 'hard'), teachers=('epoch_001', 'epoch_005', 'converged'), sets=False), None, None, ['Figure 4', 'epoch_005']),
-    no_costs     = (dict(sets=False), lambda r: {**r, 'stages': None, 'bytes': None, 'best': None, 'label_epoch': None}, None, ['does not say what its stages took', 'does not say how many bytes']),
+    no_costs     = (dict(sets=False), lambda r: {**r, 'stages': None, 'bytes': None, 'best': None, 'label_epoch': None}, None, ['top-1 %']),
     no_memory    = (dict(sets=False), lambda r: {**r, 'stages': {k: dict(seconds=v['seconds'], peak_bytes=None) for k,v in r['stages'].items()}}, None, ['does not report peak memory']),
-    bare_grid    = (dict(sets=False), None, lambda g: dict(schema=1), ['unknown', 'Nothing was measured']),
+    bare_grid    = (dict(sets=False), None, lambda g: dict(schema=1), ['unknown']),
     two_archs    = (dict(ipcs=(1,), sets=False), lambda r: {**r, 'arch': 'convnet3' if r['seed'] else 'resnet18'}, None, ['Top-1 of every recipe with the same labels', 'resnet18']),
     nasty        = (dict(ipcs=(1,), seeds=1, sets=False), lambda r: {**r, 'method': r['method'] if r['method']=='random' else NASTY+r['method'], 'data': NASTY, 'set': '../../../etc'}, lambda g: {**g, 'note': NASTY, 'config': {NASTY: NASTY}}, []))
 
@@ -88,16 +158,15 @@ RARE = {'two_seeds', 'own_method', 'one_ipc', 'no_memory', 'two_archs'}
 def test_template_adapts(kind, tmp_path, monkeypatch):
     keywords, rows, grid, wanted = KINDS[kind]
     text = template(rewritten(toy_comparison(tmp_path/'c', **keywords), rows, grid), monkeypatch)
-    plain = html.unescape(text)
+    plain = html.unescape(text).replace('\u00a0', ' ')
     for w in wanted: assert w in plain, w
     assert '<script' not in text and 'nan' not in re.sub('base64,[^"]*', '', text)
     monkeypatch.chdir(root)                        # the tables on the page are those of the functions
-    head = headline(read_results(tmp_path/'c'))
-    for v in accuracy_table(head).to_numpy().flat: assert html.escape(v) in text
+    for v in accuracy_table(first_regime(tmp_path/'c')).to_numpy().flat: assert html.escape(v) in text
 
 def test_published_figures_of_other_conditions_stay_out(tmp_path):
     "Table 2 has this student, under teachers of other networks"
-    t = read_results(toy_comparison(tmp_path/'c', ipcs=(1, 10), labels=('online',), teachers=('converged',), sets=False))
+    t = read_results(toy_comparison(tmp_path/'c', ipcs=(1, 10), labels=('online',), teachers=('converged',), sets=False)).assign(epochs=300)
     assert len(published('imagenet1k', 'mobilenet_v2', ipc=10))==10 and not len(beside_published(t.assign(data='imagenet1k', arch='mobilenet_v2')))
 
 def test_the_later_of_two_lines_counts(tmp_path):
@@ -113,6 +182,21 @@ def test_sets_are_read_from_their_folder_alone(tmp_path):
     (d/'sets'/'random-ipc2-seed0').rename(d/'elsewhere')
     sets, gone = read_sets(d, read_results(d).assign(set='../elsewhere'))
     assert sets=={} and 'no set of 2 images' in gone[0]
+
+def test_no_part_is_empty_and_no_method_is_a_spec(tmp_path, monkeypatch):
+    "Without sets, bytes and stages their parts are left out of the page; methods have names"
+    d = rewritten(toy_comparison(tmp_path/'c', methods=('random', 'infoutil', 'infoutil:alpha=0.0'), ipcs=(1,), labels=('online',), teachers=('early',), sets=False),
+                  lambda r: {**r, 'stages': None, 'bytes': None, 'best': None, 'base': r['method'].partition(':')[0]}, lambda g: dict(schema=1))
+    text = template(d, monkeypatch)
+    assert 'InfoUtil, no noise' in text and not re.search('(random|infoutil|alpha=0)(?!_)', re.sub('base64,[^"]*', '', text).replace('random images', '').replace('infoutil compare', '').replace('infoutil report', ''))
+    monkeypatch.chdir(root)
+    text = make_report(d).read_text()
+    parts = re.findall('<h2 [^>]*>([^<]*)', text)
+    assert parts==['In short', 'What was compared', 'Accuracy', 'How to make this again'] and '<h3' not in text
+    assert text.index('In short')<text.index('<nav')<text.index('What was compared', text.index('</nav'))
+    best = summary(read_results(d)).sort_values('mean', ascending=False).method.map(method_label).tolist()
+    table = text[text.index('Top-1 on the test images'):]
+    assert re.findall('<tr><th>([^<]*)</th>', table)[:3]==best
 
 def test_a_missing_random_row(tmp_path, monkeypatch):
     "The contract has one always; a directory without is told so in a sentence"
@@ -244,7 +328,7 @@ def probe(text, width, tmp_path):
 class TestBrowser:
     def test_numbers_are_there(self, made, tmp_path):
         dom = dump(made/'report.html', tmp_path/'user')
-        head = headline(read_results(made))
+        head = first_regime(made)
         shown = re.findall('<td>([^<]*)</td>', dom)
         for t in (accuracy_table(head), difference_table(head), cost_table(head)):
             for v in t.to_numpy().flat: assert v in shown, v
