@@ -142,7 +142,8 @@ def _is_absolute(v, where):
     return PureWindowsPath(v).is_absolute() and not (os.sep=='/' and where.endswith(('.source', '.file')))
 
 # %% ../nbs/21_distilled_set.ipynb #94f5a132
-MANIFEST_WORDS = ('schema', 'classes', 'teacher', 'views', 'image_format', 'bytes', 'files', 'digest')   # no setting may take them
+# no setting may take them
+MANIFEST_WORDS = ('schema', 'classes', 'teacher', 'views', 'image_format', 'bytes', 'files', 'digest')
 
 def _complete_meta(ds):
     "The settings with what the tensors say, refused where the two disagree"

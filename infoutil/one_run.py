@@ -7,7 +7,7 @@ Docs: https://infoutil.github.io/infoutil/one_run.html.md"""
 # %% auto #0
 __all__ = ['teacher_place', 'teacher_beside', 'make_set', 'RunPlan', 'run_all', 'run_in_words', 'plan_run']
 
-# %% ../nbs/46_one_run.ipynb #5c52be26
+# %% ../nbs/46_one_run.ipynb #41482b7a
 from .basics import *
 from .comparison import compare
 from .data import ImageData, load_data
@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-# %% ../nbs/46_one_run.ipynb #2e348140
+# %% ../nbs/46_one_run.ipynb #8eb93c50
 def teacher_place(
     data,    # Folder, name in `data.SPECS`, or `ImageData`
     out,     # Where the set goes
@@ -70,7 +70,7 @@ def _check_its_images(teacher, data, path, valid_frac):
                        f"are gone); the same are accepted where no teacher is named; name it (--teacher {path}), or "
                        "remove it to have another one trained")
 
-# %% ../nbs/46_one_run.ipynb #dc99d683
+# %% ../nbs/46_one_run.ipynb #531ab62e
 def make_set(
     data,                        # Folder or name in `data.SPECS`
     teacher,                     # Directory written by `infoutil teacher`
@@ -92,7 +92,7 @@ def make_set(
         if run: write_set(ds, run.out, keep_teacher, images)
     return ds
 
-# %% ../nbs/46_one_run.ipynb #f0d591b6
+# %% ../nbs/46_one_run.ipynb #789ee803
 def _settings_of(data, cfg, teacher, states, valid_frac, on_error, keep_teacher, images):
     "What a run must go on with to end with the same bytes; each finished class knows its images, wherever they lie"
     versions = {k:version(k) for k in ('infoutil', 'torch', 'pillow')}
@@ -121,7 +121,7 @@ def _enter_run(stack, path, settings, force):
     agree(bad)
     return run
 
-# %% ../nbs/46_one_run.ipynb #6361f62c
+# %% ../nbs/46_one_run.ipynb #55ce0c65
 @dataclass(frozen=True)
 class RunPlan:
     "What a run is made with; all of it counts for what comes out"
@@ -164,7 +164,7 @@ def run_all(
         together(lambda: _page(out))
     return frame
 
-# %% ../nbs/46_one_run.ipynb #235a1711
+# %% ../nbs/46_one_run.ipynb #35513992
 def _open_run(held, out, data, teacher, plan, force):
     "Begin a run, or take up one of the same settings, and keep others out of it"
     told = dict(data=Path(data).resolve().name, teacher=None if teacher is None else load_teacher(teacher).sha256,
@@ -200,7 +200,7 @@ def _set(data, judge, path, plan, show):
     agree()                                      # the set is there for all of a group once the first process comes here
     return load_set(path, with_teacher=False)
 
-# %% ../nbs/46_one_run.ipynb #a7b23f02
+# %% ../nbs/46_one_run.ipynb #1765bb7f
 def _students(data, judge, out, plan, ds, jobs, show):
     "Students of the set and of random images, and the first of them by itself"
     who, archs = ds.meta['label_teacher'], None if plan.arch is None else (plan.arch,)
@@ -217,7 +217,12 @@ def _put_first(out, plan):
     first = next((out/'students'/'kept').glob(f'infoutil-ipc{plan.ipc}-seed{plan.seed}-*'))
     with new_dir(out/'student') as tmp: shutil.copytree(first, tmp, dirs_exist_ok=True)
 
-# %% ../nbs/46_one_run.ipynb #aaa25e64
+# %% ../nbs/46_one_run.ipynb #72b0d75c
+def _page(out):
+    "The report, made anew where students have come since"
+    page, rows = out/'report.html', out/'students'/'results.jsonl'
+    if not page.exists() or page.stat().st_mtime<rows.stat().st_mtime: make_report(out/'students', page, force=True)
+
 def run_in_words(
     out,     # Directory of a run that has ended
 )->str:      # Lines
@@ -231,12 +236,7 @@ def run_in_words(
             f"the page: {out}/report.html; the set: {out}/set; a student: {out}/student, ask it about pictures with: "
             f"infoutil predict {out}/student FILES")
 
-# %% ../nbs/46_one_run.ipynb #3f7cc01b
-def _page(out):
-    "The report, made anew where students have come since"
-    page, rows = out/'report.html', out/'students'/'results.jsonl'
-    if not page.exists() or page.stat().st_mtime<rows.stat().st_mtime: make_report(out/'students', page, force=True)
-
+# %% ../nbs/46_one_run.ipynb #c2664017
 def plan_run(
     data,            # See `run_all`
     teacher=None,    # See `run_all`

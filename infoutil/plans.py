@@ -8,7 +8,7 @@ Docs: https://infoutil.github.io/infoutil/plans.html.md"""
 __all__ = ['Step', 'Plan', 'in_words', 'Clock', 'plan_teacher', 'untrained_teacher', 'plan_distill', 'student_pace',
            'plan_students', 'plan_compare']
 
-# %% ../nbs/45_plans.ipynb #eb5df0f2
+# %% ../nbs/45_plans.ipynb #68a97631
 from .basics import *
 from .comparison import grid_of
 from .data import (
@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
 
-# %% ../nbs/45_plans.ipynb #3fdae28d
+# %% ../nbs/45_plans.ipynb #5109061d
 @dataclass(frozen=True)
 class Step:
     "A stage of a run"
@@ -54,7 +54,7 @@ class Plan:
         return Plan(self.about, self.steps+other.steps, max(self.memory, other.memory), self.kept+other.kept,
                     self.device)
 
-# %% ../nbs/45_plans.ipynb #2aa96b1b
+# %% ../nbs/45_plans.ipynb #783f5182
 def in_words(
     seconds:float,   # 0 or more
 )->str:              # Such as '4 min', '2.5 h', '3.1 days'
@@ -82,7 +82,7 @@ def table(self:Plan,
     memory = f'memory of a process: {_bytes(self.memory)} while this was timed; ' if self.memory else ''
     return '\n'.join([self.about, '', *lines, '', f'{memory}on the disk: {_bytes(self.kept)}; timed on {self.device}'])
 
-# %% ../nbs/45_plans.ipynb #2ccd937a
+# %% ../nbs/45_plans.ipynb #ccbea62d
 class Clock(Callback):
     "Time the batches of a fit, and end it after so many"
     order = 90
@@ -105,7 +105,7 @@ class Clock(Callback):
 
 def _middle(v): return sorted(v)[len(v)//2] if v else 0.
 
-# %% ../nbs/45_plans.ipynb #82516fad
+# %% ../nbs/45_plans.ipynb #25fe93e7
 def _few(split, n):
     "About `n` images from all over a split"
     at = range(0, len(split), max(1, len(split)//n))
@@ -151,7 +151,7 @@ def _device(d):
     n = torch.get_num_threads()
     return torch.cuda.get_device_name(d) if d.type=='cuda' else f"{d.type}, {n} thread{'s'*(n>1)}"
 
-# %% ../nbs/45_plans.ipynb #0285fe28
+# %% ../nbs/45_plans.ipynb #990cb1df
 def untrained_teacher(
     data:ImageData,     # What it is for
     arch:str=None,      # Network; None: the ConvNet that fits the size
@@ -186,7 +186,7 @@ def plan_distill(
     kept = n*m.ipc*(int(1.5*teacher.size**2)+2*n*m.factor**2)+_weights(teacher.model)   # PNG halves a photograph
     return Plan(_of(data), (*trial, *steps), stage.peak_bytes or 0, kept, _device(device_of(teacher.model)))
 
-# %% ../nbs/45_plans.ipynb #8878304a
+# %% ../nbs/45_plans.ipynb #af238289
 def _chosen(m, data, teacher, bs, images):
     "Steps of a method that chooses"
     one, c = replace(m, ipc=1), max(range(data.n_classes), key=lambda c: len(data.train.of_class(c)))
@@ -222,7 +222,7 @@ def _made(m, teacher, n):
     return [Step(f'make images by {m.label}', f'{n*m.ipc:,} images, {m.iterations:,} iterations', 3*total, each*total,
                  False)]
 
-# %% ../nbs/45_plans.ipynb #666281df
+# %% ../nbs/45_plans.ipynb #71dca918
 def student_pace(
     teacher:Teacher,        # Who labels
     n_classes:int,          # Of the set
@@ -263,7 +263,7 @@ def _trial(data, teacher, m, states):
     seconds, inputs = _student(student_pace(teacher, n, ipc), n*ipc, epochs, tests)
     return [Step('try who labels', f'{rows} short students of {epochs} epochs', rows*inputs, rows*seconds, False)]
 
-# %% ../nbs/45_plans.ipynb #3db740d3
+# %% ../nbs/45_plans.ipynb #0d3a50cb
 def plan_students(
     teacher:Teacher,       # Who labels
     data:ImageData,        # Real images that they are measured on
@@ -284,7 +284,7 @@ def plan_students(
     step = Step(f'train {who}', f'{epochs:,} epochs of {n:,} images', count*inputs, count*seconds)
     return Plan(_of(data), (step,), stage.peak_bytes or 0, 0, _device(device_of(teacher.model)))
 
-# %% ../nbs/45_plans.ipynb #c5c13329
+# %% ../nbs/45_plans.ipynb #ff37461d
 def plan_compare(
     data,          # Folder, name in `data.SPECS`, or `ImageData`
     teacher,       # Directory written by `infoutil teacher`
