@@ -14,7 +14,7 @@ from .data import guess_size, ImageData, load_data
 from .engine.outputs import check_apart, check_new, new_dir
 from .models import check_arch, get_model
 from .teacher import check_early, load_teacher, save_teacher, Teacher, teacher_states
-from .training import SCHEDULES, train_teacher
+from .training import OTHER_SCHEDULES, train_teacher
 import shutil, tempfile
 import numpy as np
 from dataclasses import replace
@@ -89,7 +89,7 @@ def _fine_tune(learn, plan, cbs):
     both = ParamScheduler(dict(lr=fine_rates(lr, plan.epochs), mom=momentum))
     learn.fit(plan.epochs, lr, wd=plan.wd, cbs=[*cbs, both, HeadFirst()])
 
-SCHEDULES['fine_tune'] = _fine_tune
+OTHER_SCHEDULES['fine_tune'] = _fine_tune
 
 # %% ../nbs/35_adapted_teachers.ipynb #ed26e6d3
 @delegates(train_teacher, but=['schedule', 'checkpoints'])

@@ -164,7 +164,7 @@ def run_all(
         together(lambda: _page(out))
     return frame
 
-# %% ../nbs/46_one_run.ipynb #35513992
+# %% ../nbs/46_one_run.ipynb #f40ac90f
 def _open_run(held, out, data, teacher, plan, force):
     "Begin a run, or take up one of the same settings, and keep others out of it"
     told = dict(data=Path(data).resolve().name, teacher=None if teacher is None else load_teacher(teacher).sha256,
@@ -184,6 +184,7 @@ def _open_run(held, out, data, teacher, plan, force):
     mark_ours(out, *(f'{n}{run}' for n in ('teacher', 'set') for run in ('', '.run')), 'students', 'student',
               'report.html')
 
+# %% ../nbs/46_one_run.ipynb #a74ab26a
 def _teacher(data, path, plan, show):
     if together(lambda: 'converged' in teacher_states(path) and not path.with_name('teacher.run').exists()):
         return load_teacher(path)
