@@ -36,6 +36,15 @@ def lead(data, ipc, recipe, one, other):
     d = [v-b[s] for s,v in a.items()]
     return f'{statistics.fmean(d):.1f}', f'{statistics.stdev(d)/3**.5:.1f}'
 
+def of_first_table(method):
+    "Mean and standard deviation on CIFAR-10 by the default recipe at 1, 10 and 50 images"
+    a = [list(accuracies('cifar10', ipc, 'best', method).values()) for ipc in (1, 10, 50)]
+    return [f'{statistics.fmean(v):.1f} ± {statistics.stdev(v):.1f}' for v in a]
+
+def of_judge():
+    judge, = {r['judge_accuracy'] for r in lines('tables.jsonl') if r['data']=='cifar10'}
+    return [f'{100*judge:.1f}']
+
 def of_recipe_and_labels():
     "Points between `best` and RDED's recipe at 1, 10 and 50 images: least and most over the methods"
     out = []
@@ -141,6 +150,10 @@ def no_failure(): return ['0']*5 if not any(r['failed'] for r in rows('reliabili
 # --- the README, sentence by sentence ----------------------------------------------------------------
 
 FIGURES = {
+    r'\| `infoutil`, default recipe \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \|': lambda: of_first_table('infoutil'),
+    r'\| random images, same recipe, same labels \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \|': lambda: of_first_table('random'),
+    r'\| InfoUtil as published \| ([\d.]+) % \| ([\d.]+) % \| ([\d.]+) % \|': lambda: as_published()[:3],
+    r'has learned from 45,000 images and is right on ([\d.]+) % of the others': of_judge,
     r'recipe and labels bring (\d+) to (\d+) points at one image a class, (\d+) to (\d+) at ten and (\d+) to (\d+) at fifty': of_recipe_and_labels,
     r'bring ([\d.]+), ([\d.]+) and ([\d.]+) points over random ones under `best` \(standard errors ([\d.]+), ([\d.]+) and ([\d.]+)\), '
     r"and ([\d.]+) over RDED's on ImageNette \(([\d.]+)\)": of_images,
