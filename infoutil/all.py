@@ -14,9 +14,9 @@ __all__ = ['PRESETS', 'DistillConfig', 'check_config', 'InfoUtilError', 'DataErr
            'make_config', 'whole_images', 'InfoUtil', 'infoutil_crops', 'random_crops', 'herding_crops', 'kmeans_crops',
            'forgetting_crops', 'el2n_crops', 'rded_crops', 'sre2l_images', 'distill', 'DistilledSet', 'export_set',
            'push_to_hub', 'LOSSES', 'SCHEDULES', 'Protocol', 'PROTOCOLS', 'REGIMES', 'student_learner', 'evaluate',
-           'difference', 'cross_architecture', 'relabel', 'label_teacher_curve', 'robust_scores', 'continual',
-           'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report', 'demo_teacher',
-           'toy_batch', 'toy_model']
+           'difference', 'cross_architecture', 'relabel', 'label_teacher_curve', 'robust_scores', 'continual', 'follow',
+           'plot_strip', 'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report',
+           'demo_teacher', 'toy_batch', 'toy_model']
 
 # %% ../nbs/45_all.ipynb #319afe24
 from .basics import *
@@ -54,6 +54,8 @@ from .robust_scores import *
 from .continual_learning import *
 from .learners import *
 from .kept_students import *
+from .strip import *
+from .demo_page import *
 from .comparison import *
 from .results import *
 from .published import *
@@ -68,6 +70,7 @@ from .engine.memory import *
 from .engine.fast_copies import *
 from .engine.seen_images import *
 from .engine.priors import *
+from .engine.photographed_digits import *
 from .engine.gradient_rules import *
 from .engine.resumed_fits import *
 from .engine.shared_fits import *
@@ -90,7 +93,7 @@ _all_ = ['InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputErr
          'distill', 'DistilledSet', 'export_set', 'push_to_hub',
          'LOSSES', 'SCHEDULES', 'Protocol', 'PROTOCOLS', 'REGIMES', 'student_learner',
          'evaluate', 'difference', 'cross_architecture', 'relabel', 'label_teacher_curve', 'robust_scores', 'continual',
-         'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report',
+         'follow', 'plot_strip', 'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report',
          'demo_teacher', 'toy_batch', 'toy_model']
 
 # %% ../nbs/45_all.ipynb #c78249ac
