@@ -43,6 +43,22 @@ class Strip:
     mosaic:Tensor     # The distilled image (3, s, s), uint8
     labels:Tensor     # The teacher's logits for each of its tiles (k, classes)
 
+# %% ../nbs/37_strip.ipynb #4cec93d3
+def _check_followed(m, cands, i):
+    "Refuse what has no windows to follow"
+    if getattr(m, 'attribution', None)!='shapley' or m.uses_maps!='all':
+        raise InfoUtilError(f"the method {m.name} came, whose windows Shapley values do not place here; InfoUtil with "
+                            "windows below the whole area is accepted; pass factor=2 or min_area=0.25")
+    if i is not None and not 0<=i<len(cands):
+        raise InfoUtilError(f"image {i} came; 0 to {len(cands)-1} is accepted; see len(cands)")
+
+def _hidden(teacher, x, y, grid):
+    "Four ways to hide half of an image, as raw pixels, and the teacher's logits"
+    masks = torch.stack([torch.randperm(grid**2, generator=rng(0, 'strip', k))<grid**2//2 for k in range(4)])
+    masks = masks.to(x.device)
+    pixels = teacher.denormalize(show_only(x, masks, grid)[0]).cpu()
+    return pixels, coalition_values(teacher.model, x, y, masks, grid=grid)[0].cpu()
+
 # %% ../nbs/37_strip.ipynb #480f2578
 def follow(
     teacher:Teacher,      # Who attributes, scores and labels
@@ -68,22 +84,6 @@ def follow(
     noisy = m.noisy(maps[i:i+1], cands.seeds[i:i+1])[0]
     return Strip(cands.name, teacher.classes, cands.images[i], *_hidden(teacher, x[i:i+1], y[:1], m.grid), maps[i],
                  noisy, table.box[own], crops, table.score[own], tiles, best, mosaic[0], labels)
-
-# %% ../nbs/37_strip.ipynb #4cec93d3
-def _check_followed(m, cands, i):
-    "Refuse what has no windows to follow"
-    if getattr(m, 'attribution', None)!='shapley' or m.uses_maps!='all':
-        raise InfoUtilError(f"the method {m.name} came, whose windows Shapley values do not place here; InfoUtil with "
-                            "windows below the whole area is accepted; pass factor=2 or min_area=0.25")
-    if i is not None and not 0<=i<len(cands):
-        raise InfoUtilError(f"image {i} came; 0 to {len(cands)-1} is accepted; see len(cands)")
-
-def _hidden(teacher, x, y, grid):
-    "Four ways to hide half of an image, as raw pixels, and the teacher's logits"
-    masks = torch.stack([torch.randperm(grid**2, generator=rng(0, 'strip', k))<grid**2//2 for k in range(4)])
-    masks = masks.to(x.device)
-    pixels = teacher.denormalize(show_only(x, masks, grid)[0]).cpu()
-    return pixels, coalition_values(teacher.model, x, y, masks, grid=grid)[0].cpu()
 
 # %% ../nbs/37_strip.ipynb #650c4ead
 _ORANGE = '#E69F00'
