@@ -15,9 +15,9 @@ __all__ = ['PRESETS', 'DistillConfig', 'check_config', 'InfoUtilError', 'DataErr
            'herding_crops', 'kmeans_crops', 'forgetting_crops', 'el2n_crops', 'rded_crops', 'sre2l_images', 'distill',
            'DistilledSet', 'export_set', 'push_to_hub', 'LOSSES', 'SCHEDULES', 'Protocol', 'PROTOCOLS', 'REGIMES',
            'student_learner', 'evaluate', 'difference', 'cross_architecture', 'relabel', 'label_teacher_curve',
-           'robust_scores', 'continual', 'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published',
-           'make_report', 'run_all', 'make_set', 'plan_run', 'train_student', 'predict_files', 'demo_teacher',
-           'toy_batch', 'toy_model']
+           'robust_scores', 'continual', 'follow', 'plot_strip', 'compare', 'paper_grid', 'read_results',
+           'accuracy_table', 'published', 'make_report', 'run_all', 'make_set', 'plan_run', 'train_student',
+           'predict_files', 'demo_teacher', 'toy_batch', 'toy_model']
 
 # %% ../nbs/47_all.ipynb #319afe24
 from .basics import *
@@ -57,6 +57,8 @@ from .learners import *
 from .kept_students import *
 from .adapted_teachers import *
 from .verdicts import *
+from .strip import *
+from .demo_page import *
 from .comparison import *
 from .results import *
 from .published import *
@@ -74,6 +76,7 @@ from .engine.fast_copies import *
 from .engine.other_networks import *
 from .engine.seen_images import *
 from .engine.priors import *
+from .engine.photographed_digits import *
 from .engine.gradient_rules import *
 from .engine.resumed_fits import *
 from .engine.shared_fits import *
@@ -97,8 +100,8 @@ _all_ = ['InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputErr
          'distill', 'DistilledSet', 'export_set', 'push_to_hub',
          'LOSSES', 'SCHEDULES', 'Protocol', 'PROTOCOLS', 'REGIMES', 'student_learner',
          'evaluate', 'difference', 'cross_architecture', 'relabel', 'label_teacher_curve', 'robust_scores', 'continual',
-         'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published', 'make_report',
-         'run_all', 'make_set', 'plan_run', 'train_student', 'predict_files',
+         'follow', 'plot_strip', 'compare', 'paper_grid', 'read_results', 'accuracy_table', 'published',
+         'make_report', 'run_all', 'make_set', 'plan_run', 'train_student', 'predict_files',
          'demo_teacher', 'toy_batch', 'toy_model']
 
 # %% ../nbs/47_all.ipynb #c78249ac

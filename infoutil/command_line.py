@@ -788,43 +788,75 @@ def run_demo(
     repeats=3,    # Students a method, 1 or more
 )->None:          # Nothing; the directory is written and its table printed
     "infoutil demo"
-    from infoutil.engine.outputs import new_dir, write_json
-    from infoutil.data import fetch_data, load_data
+    from infoutil.engine.outputs import new_dir
+    t0 = time.time()
+    with new_dir(a.out, a.force) as out:
+        rows, teacher = _demo_students(out, ipc, epochs, repeats)
+        print('5. the method on one photograph: digits upon photographs, and a teacher of them')
+        _demo_strip(out)
+        _demo_page(out, rows, teacher)
+        table = _table(rows, teacher, time.time()-t0)
+        (out/'table.md').write_text(table, encoding='utf-8')
+    print('\n'+table+f"\nThe page, with pictures: {a.out}/index.html; "
+          f"the distilled set: {a.out}/infoutil (open it with torchvision's ImageFolder: {a.out}/infoutil/train)")
+
+def _demo_students(out, ipc, epochs, repeats):
+    "Sets by three methods, students of each, and the teacher"
+    from infoutil.engine.outputs import write_json
+    from infoutil.data import load_data
     from infoutil.evaluation import evaluate
     from infoutil.distillation import distill
     from infoutil.label_teachers import try_label_teachers
     from infoutil.labels import label_states
     from infoutil.training import train_teacher
     from infoutil.teacher import load_teacher
-    t0 = time.time()
-    with new_dir(a.out, a.force) as out:
-        print('1. the data: 1,797 handwritten digits, a fifth of them for testing')
-        fetch_data('digits', out)
-        data = load_data('digits', dest=out)
-        print('2. a teacher')
-        train_teacher(data, out/'teacher', 'convnet3', 32, epochs=4, early_epoch=2)
-        teacher = load_teacher(out/'teacher')
-        print('3. who of its states should label, by short students that are measured on training images')
-        states = label_states(teacher, None, out/'teacher')
-        who = try_label_teachers(data, states, ipc, epochs=epochs, images=300).label_teacher[0]
-        print(f'4. {ipc} image a class by each method with labels of {who}, and {repeats} students of each')
-        rows = []
-        for m in ('infoutil', 'rded', 'random'):
-            ds = distill(data, teacher, states=states, label_teacher=who, method=m, ipc=ipc)
-            ds.save(out/m)
-            res = evaluate(ds, data, epochs=epochs, repeats=repeats)
-            write_json(out/f'{m}.json', res.to_dict())
-            rows.append((m, ds, res))
-            if m=='infoutil': ds.show(path=out/'infoutil.png')
-        table = _table(rows, teacher, time.time()-t0)
-        (out/'table.md').write_text(table, encoding='utf-8')
-    print('\n'+table+f"\nThe picture: {a.out}/infoutil.png; "
-          f"the distilled set: {a.out}/infoutil (open it with torchvision's ImageFolder: {a.out}/infoutil/train)")
+    print('1. the data: 1,797 handwritten digits, a fifth of them for testing')
+    data = load_data('digits', dest=out)
+    print('2. a teacher')
+    train_teacher(data, out/'teacher', 'convnet3', 32, epochs=4, early_epoch=2)
+    teacher = load_teacher(out/'teacher')
+    print('3. who of its states should label, by short students that are measured on training images')
+    states = label_states(teacher, None, out/'teacher')
+    who = try_label_teachers(data, states, ipc, epochs=epochs, images=300).label_teacher[0]
+    print(f'4. {ipc} image a class by each method with labels of {who}, and {repeats} students of each')
+    rows = []
+    for m in ('infoutil', 'rded', 'random'):
+        ds = distill(data, teacher, states=states, label_teacher=who, method=m, ipc=ipc)
+        ds.save(out/m)
+        res = evaluate(ds, data, epochs=epochs, repeats=repeats)
+        write_json(out/f'{m}.json', res.to_dict())
+        rows.append((m, ds, res))
+    return rows, teacher
 
 # %% ../nbs/48_command_line.ipynb #758f6a45
+def _demo_strip(out):
+    "The method on one digit upon a photograph"
+    from infoutil.data import candidates, load_data
+    from infoutil.strip import follow, plot_strip
+    from infoutil.training import train_teacher
+    data = load_data('digits_on_photos', dest=out)
+    teacher = train_teacher(data, arch='convnet4_16', epochs=8, early_epoch=4, bs=32, lr=.01)
+    plot_strip(follow(teacher, candidates(data, 5, 64, n=24)), out/'strip.png')
+
+def _demo_rows(rows, teacher):
+    "What was trained on, and how accurate it is"
+    more = [('all of them (the teacher)', teacher.accuracy), ('chance', 1/len(teacher.classes))]
+    return [(f'{m}, {len(ds)} images', str(res)) for m,ds,res in rows]+[(who, f'{100*acc:.1f} %') for who,acc in more]
+
 def _table(rows, teacher, seconds):
     "The demo's result as Markdown"
-    head = '| training images | accuracy on real digits |\n|---|---|\n'
-    body = ''.join(f'| {m}, {len(ds)} images | {res} |\n' for m,ds,res in rows)
-    rest = [('all of them (the teacher)', teacher.accuracy), ('chance', 1/len(teacher.classes))]
-    return head+body+''.join(f'| {who} | {100*acc:.1f} % |\n' for who,acc in rest)+f'\n{seconds:.0f} seconds.\n'
+    body = ''.join(f'| {who} | {acc} |\n' for who,acc in _demo_rows(rows, teacher))
+    return f'| training images | accuracy on real digits |\n|---|---|\n{body}\n{seconds:.0f} seconds.\n'
+
+def _demo_page(out, rows, teacher):
+    "The demo's result as a page"
+    from infoutil.demo_page import demo_page
+    from infoutil.plots import plot_sets
+    fig = plot_sets({m:ds for m,ds,_ in rows}, classes=10, per=1).figure
+    fig.savefig(out/'infoutil.png', dpi=220)
+    demo_page(out/'index.html', _demo_rows(rows, teacher),
+              [(out/'infoutil.png', 'The ten images of each method, one a digit; students saw nothing else.'),
+               (out/'strip.png', 'The method on one photograph: digits upon photographs of danielbuechele and '
+                'vultilion (CC BY 2.0).')],
+              'Ten of 1,442 handwritten digits, with labels of a teacher: mean and spread of students on 355 others.')
+

@@ -13,6 +13,7 @@ __all__ = ['SPECS', 'Split', 'ImageData', 'load_folder', 'train_part', 'measurin
 from .basics import *
 from .engine.hub_datasets import fetch_hub_data, HUB_DATA
 from .engine.outputs import new_dir
+from .engine.photographed_digits import save_photographed_digits
 from .images import find_broken, image_size, IMAGE_SUFFIXES, read_images
 import http.client, os, shutil, tarfile, zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -238,6 +239,8 @@ _manual = ("ImageNet may not be redistributed: get it from image-net.org under i
            "lay it out as train/WNID/*.JPEG and val/WNID/*.JPEG, and pass that folder")
 SPECS = {s.name:s for s in (
     DatasetSpec('digits', 10, 32, (0.3091,)*3, (0.3489,)*3, flip=False, source='embedded', epochs=60),
+    DatasetSpec('digits_on_photos', 10, 64, (0.2807, 0.2737, 0.2469), (0.221, 0.1894, 0.2019), flip=False,
+                source='embedded', epochs=60),
     DatasetSpec('cifar10', 10, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), source='torchvision'),
     DatasetSpec('cifar100', 100, 32, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), source='torchvision'),
     DatasetSpec('tinyimagenet', 200, 64, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), source='fastai',
@@ -279,7 +282,8 @@ def fetch_data(
     if spec.source=='fastai':
         path = _sort_tiny_imagenet(_download(name, spec.url, lambda: untar_data(spec.url, data=dest)))
         return ilsvrc_split(path, dest/name) if spec.ilsvrc else path
-    _write_once(dest/name, _write_digits if name=='digits' else lambda tmp: _write_cifar(tmp, name))
+    own = dict(digits=_write_digits, digits_on_photos=save_photographed_digits)
+    _write_once(dest/name, own.get(name) or (lambda tmp: _write_cifar(tmp, name)))
     return dest/name
 
 # %% ../nbs/09_data.ipynb #cb79807c
