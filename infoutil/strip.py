@@ -111,7 +111,7 @@ def _sheet(ax, rows, columns):
 
 def _name(ax, text, size=9): ax.set_title(text, fontsize=size, pad=2)
 
-def _norm(v): return '< 0.001' if v<.001 else f'{float(v):.2g}'
+def _norm(v): return f'{float(v):.1g}'
 
 # %% ../nbs/37_strip.ipynb #457ed5a3
 def _photograph(ax, s): _picture(ax, s.image)
@@ -161,6 +161,9 @@ def _soft(ax, s):
     "The probability of every class for each tile, at the temperature that students are trained with"
     p = soften(s.labels, 20).numpy()
     ax.imshow(p, cmap='Oranges', vmin=0, aspect='auto')
+    for (i, j), v in zip(((i, j) for i in range(p.shape[0]) for j in range(p.shape[1])), p.flat):
+        look = dict(ha='center', va='center', fontsize=8, color='white' if v>.6*p.max() else 'black')
+        ax.text(j, i, f'{100*v:.0f}', **look)
     names = [c[:9] for c in s.classes]
     ax.set_xticks(range(len(names)), names, fontsize=9, rotation=0 if max(map(len, names))<3 else 90)
     ax.set_yticks(range(len(p)), [f'tile {k+1}' for k in range(len(p))], fontsize=9)
@@ -174,15 +177,16 @@ def plot_strip(
     "The method on one photograph, from the image to the soft labels"
     import matplotlib.pyplot as plt
     c, n = f'"{strip.name[:14]}"'.replace('$', r'\$'), len(strip.boxes)
-    steps = ((_photograph, f'A photograph of class {c}'),
+    steps = ((_photograph, f'An image of class {c}'),
              (_passes, f'1 Hide parts of it: how much does\na teacher still see a {c}? (logit)'),
              (_shapley, f'1 Shapley values: what each patch\nadds to the answer {c} (red: for it)'),
-             (_pooled, '2 Averaged over neighbours'), (_draws, f'2 ... and {n-1} times with noise'),
-             (_windows, f'3 A window around the highest cell\nof each of the {n} maps'),
+             (_pooled, '2 Averaged over neighbours: one\nvalue for each place of a window'),
+             (_draws, f'2 The same with noise, {n-1} times,\nso that windows differ'),
+             (_windows, f'3 A window around the highest cell\nof each of these {n} maps'),
              (_scored, '4 Gradient norm: how much each\nwould move a network in training'),
-             (_kept, f'4 The lowest norms of all images\nof {c} are kept, one an image'),
+             (_kept, f'4 The clearest of all images of {c}\nare kept: lowest norms, one an image'),
              (_distilled, '5 Together they are\none distilled image'),
-             (_soft, '6 Soft labels: the teacher on each\ntile (darker: likelier)'))
+             (_soft, '6 Soft labels: what the teacher says of\neach tile, in percent for every class'))
     fig, axs = plt.subplots(2, 5, figsize=(16, 7.6), constrained_layout=True)
     for a,(draw, title) in zip(axs.flat, steps):
         draw(a, strip)

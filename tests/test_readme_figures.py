@@ -151,9 +151,9 @@ def no_failure(): return ['0']*5 if not any(r['failed'] for r in rows('reliabili
 
 FIGURES = {
     r'\| `infoutil`, default recipe \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \|': lambda: of_first_table('infoutil'),
-    r'\| random images, same recipe, same labels \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \|': lambda: of_first_table('random'),
-    r'\| InfoUtil as published \| ([\d.]+) % \| ([\d.]+) % \| ([\d.]+) % \|': lambda: as_published()[:3],
-    r'has learned from 45,000 images and is right on ([\d.]+) % of the others': of_judge,
+    r'\| random images, trained and labelled in the same way \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \| ([\d.]+ ± [\d.]+) % \|': lambda: of_first_table('random'),
+    r"\| the InfoUtil paper's own figures \| ([\d.]+) % \| ([\d.]+) % \| ([\d.]+) % \|": lambda: as_published()[:3],
+    r'the same network trained on 45,000 images, is right on ([\d.]+) % of the other 5,000': of_judge,
     r'recipe and labels bring (\d+) to (\d+) points at one image a class, (\d+) to (\d+) at ten and (\d+) to (\d+) at fifty': of_recipe_and_labels,
     r'bring ([\d.]+), ([\d.]+) and ([\d.]+) points over random ones under `best` \(standard errors ([\d.]+), ([\d.]+) and ([\d.]+)\), '
     r"and ([\d.]+) over RDED's on ImageNette \(([\d.]+)\)": of_images,
