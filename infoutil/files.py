@@ -51,11 +51,12 @@ def write_set(
     images='png',        # See `save_set`
 )->None:                 # Nothing; the manifest comes last but for the card
     "Write all files of a set"
-    ds = as_shown(ds, images)
+    shown = as_shown(ds, images)
     for c,name in enumerate(ds.classes):
         (root/'train'/folder_name(c, name)).mkdir(parents=True)
         for i,im in enumerate(ds.class_images(c)):
             (root/image_path(c, name, i, images)).write_bytes(image_bytes(im, images))
+    ds = shown                      # from here on; its pixels are those of the files
     if ds.labels is not None: _put_tensors(root/LABELS_FILE, {'patch_logits': ds.labels.cpu().contiguous()})
     if ds.views is not None: _put_tensors(root/VIEWS_FILE, ds.views.tensors())
     if ds.teacher is not None and keep_teacher: save_teacher(ds.teacher, root/'teacher', 'label')

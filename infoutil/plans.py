@@ -8,7 +8,7 @@ Docs: https://infoutil.github.io/infoutil/plans.html.md"""
 __all__ = ['Step', 'Plan', 'in_words', 'Clock', 'plan_teacher', 'untrained_teacher', 'plan_distill', 'student_pace',
            'plan_students', 'plan_compare']
 
-# %% ../nbs/45_plans.ipynb #68a97631
+# %% ../nbs/45_plans.ipynb #b826d83b
 from .basics import *
 from .comparison import grid_of
 from .data import (
@@ -18,6 +18,7 @@ from .distilled_set import DistilledSet
 from .engine.measure import measure
 from .methods import Method
 from .models import default_arch, get_model
+from .sre2l import recover, SRe2L, sre2l_batches
 from .student import RECIPE, recipe, REGIMES, student_learner
 from .teacher import check_classes, predict, Teacher
 from .training import BATCH, plan_fit, teacher_learner
@@ -186,7 +187,7 @@ def plan_distill(
     kept = n*m.ipc*(int(1.5*teacher.size**2)+2*n*m.factor**2)+_weights(teacher.model)   # PNG halves a photograph
     return Plan(_of(data), (*trial, *steps), stage.peak_bytes or 0, kept, _device(device_of(teacher.model)))
 
-# %% ../nbs/45_plans.ipynb #af238289
+# %% ../nbs/45_plans.ipynb #3dba336b
 def _chosen(m, data, teacher, bs, images):
     "Steps of a method that chooses"
     one, c = replace(m, ipc=1), max(range(data.n_classes), key=lambda c: len(data.train.of_class(c)))
@@ -203,7 +204,7 @@ def _chosen(m, data, teacher, bs, images):
     once()                                                       # the first call warms up
     look, finish = once()
     per = sum(min(m.candidates, len(data.train.of_class(k))) for k in range(data.n_classes))
-    calls = getattr(m, 'budget', 0) if m.uses_maps=='all' else 0
+    calls = 0 if m.uses_maps!='all' else getattr(m, 'budget', None) or 3          # Grad-CAM looks once, there and back
     windows = m.per_part if m.rank else 1
     n = data.n_classes*m.ipc
     what = f'score candidates by {m.label}' if m.rank else f'choose by {m.label}'
@@ -212,15 +213,20 @@ def _chosen(m, data, teacher, bs, images):
 
 def _made(m, teacher, n):
     "A step of a method that makes its images"
-    k = min(n, 10)
-    short = replace(m, ipc=1, iterations=2)
-    short.make(teacher, k, False)
-    t0 = time.perf_counter()
-    short.make(teacher, k, False)
-    each = (time.perf_counter()-t0)/(2*k)
+    if not isinstance(m, SRe2L):
+        raise InfoUtilError(f"a plan of '{m.name}' was asked for, which makes its images by itself; "
+                            "methods that choose "
+                            "images, and SRe2L, are accepted; run it for one image a class")
+    batches = sre2l_batches(n, m.ipc, 100)
+    x, y = torch.randn(len(batches[0]), 3, teacher.size, teacher.size), batches[0]//m.ipc
+    def steps(k):
+        t0 = time.perf_counter()
+        recover(teacher, x, y, 0, iterations=k, precision=m.precision)
+        return time.perf_counter()-t0
+    steps(1)
     total = n*m.ipc*m.iterations
-    return [Step(f'make images by {m.label}', f'{n*m.ipc:,} images, {m.iterations:,} iterations', 3*total, each*total,
-                 False)]
+    return [Step(f'make images by {m.label}', f'{n*m.ipc:,} images, {m.iterations:,} iterations', 3*total,
+                 steps(2)/2*len(batches)*m.iterations, False)]
 
 # %% ../nbs/45_plans.ipynb #71dca918
 def student_pace(

@@ -371,7 +371,7 @@ def test_show_refuses_an_empty_grid(world, tmp_path, refused): three(refused('sh
 
 def test_online_labels_of_a_set_without_teacher(world, tmp_path, refused):
     DistilledSet.load(world/'set').save(tmp_path/'s', keep_teacher=False)
-    three(refused('evaluate', tmp_path/'s', '--test', world/'data/test'))
+    three(refused('evaluate', tmp_path/'s', '--test', world/'data/test', '--labels', 'online'))
 
 # ------------------------------------------------------------------ the whole way
 def evaluated(path, labels, protocol, repeats, seed=0):
@@ -478,7 +478,7 @@ def subcommands(): return next(a for a in _parser(COMMANDS)._actions if isinstan
 
 def test_help(capsys):
     "Every command and every option explains itself"
-    assert set(subcommands())=={'demo', 'teacher', 'distill', 'evaluate', 'train', 'predict', 'show', 'compare', 'report', 'export', 'push'}
+    assert set(subcommands())=={'demo', 'run', 'teacher', 'distill', 'evaluate', 'train', 'predict', 'show', 'compare', 'report', 'export', 'push'}
     for name,p in subcommands().items():
         for a in p._actions: assert a.help, f'{name} {a.option_strings or a.dest} has no help'
         with pytest.raises(SystemExit) as e: main([name, '--help'])

@@ -19,7 +19,7 @@ def commands():
 COMMANDS = commands()
 SMALL = {'teacher': '--size 16 --arch convnet3_32 --label-teachers convnet3_32 --epochs 2 --early-epoch 1',
          'distill': '--ipc 1 --candidates 2',
-         'compare': '--ipc 1 --candidates 2 --epochs 1 --repeats 1 --archs convnet3_32 --iterations 1'}
+         'compare': '--ipc 1 --candidates 2 --min-area .2 --epochs 1 --repeats 1 --archs convnet3_32 --iterations 1'}
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
