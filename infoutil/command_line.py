@@ -481,7 +481,8 @@ def _run_options(p):
     _add_out(p)
     _add_teacher_dir(p, 'one is trained in PATH')
     _add(p, 'ipc', _whole, 10, 'images per class, 1 or more')
-    _add(p, 'arch', str, None, 'network of teacher and students; without it the ConvNet that fits the size')
+    _add(p, 'arch', str, None, 'network of teacher and students; without it the ConvNet that fits the size, '
+         'of 32 channels where there is no GPU')
     _add(p, 'size', _whole, None, 'side of the images in pixels, 8 or more; without it read off the data')
     _add(p, 'teacher-epochs', _whole, 30, 'passes of the teacher over the training images, 1 or more')
     _add(p, 'epochs', _whole, None, "passes of a student over its set, 1 or more; without it the recipe's")
@@ -813,7 +814,7 @@ def _demo_students(out, ipc, epochs, repeats):
     print('1. the data: 1,797 handwritten digits, a fifth of them for testing')
     data = load_data('digits', dest=out)
     print('2. a teacher')
-    train_teacher(data, out/'teacher', 'convnet3', 32, epochs=4, early_epoch=2)
+    train_teacher(data, out/'teacher', 'convnet3_64', 32, epochs=4, early_epoch=2)
     teacher = load_teacher(out/'teacher')
     print('3. who of its states should label, by short students that are measured on training images')
     states = label_states(teacher, None, out/'teacher')
