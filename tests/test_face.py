@@ -59,7 +59,7 @@ def test_the_strip_of_a_small_teacher(digits, tmp_path):
     cands = replace(candidates(digits['data'], 4, 32, n=12), name='a $4 of a very long name')
     fig = plot_strip(follow(digits['teacher'], cands), tmp_path/'strip.png')
     assert plt.imread(tmp_path/'strip.png').shape[1]==1600
-    assert [a.get_title().split(' ')[0] for a in fig.axes[:10]]==['A', '1', '1', '2', '2', '3', '4', '4', '5', '6']
+    assert [a.get_title().split(' ')[0] for a in fig.axes[:10]]==['An', '1', '1', '2', '2', '3', '4', '4', '5', '6']
     plt.close(fig)
 
 def test_figures_of_the_chapter_are_those_that_were_measured():
