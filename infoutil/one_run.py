@@ -174,7 +174,7 @@ def usual_network(
     teacher=None,     # Directory of a teacher, whose network is taken
     out=None,         # Directory of the run; one that was begun keeps its network
 )->RunPlan:           # The same with a network
-    "The network of a run that named none: without a GPU one of 32 channels, which learns ten times as fast"
+    "The network of a run that named none: without a GPU one of 32 channels, which is several times as fast"
     if plan.arch or teacher is not None: return plan
     begun = _settings_in(out)
     if begun: return replace(plan, arch=begun.get('arch'))
@@ -186,7 +186,11 @@ def _settings_in(out):
     "What a run was begun with, or nothing"
     file = Path(out)/'run.json' if out is not None else None
     if file is None or not file.exists(): return {}
-    return json.loads(file.read_text(encoding='utf-8'))['settings']
+    try: return dict(json.loads(file.read_text(encoding='utf-8'))['settings'])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise OutputError(f"{file} cannot be read ({e}); the file that was written is accepted; "
+                          f"remove {out}, or choose "
+                          "another output (-o)") from e
 
 # %% ../nbs/46_one_run.ipynb #383bd195
 def _open_run(held, out, data, teacher, plan, force):

@@ -20,7 +20,7 @@ from .images import read_images
 from .methods import Method
 from .models import default_arch, get_model
 from .sre2l import recover, SRe2L, sre2l_batches
-from .student import RECIPE, recipe, REGIMES, student_learner
+from .student import RECIPE, recipe, student_learner
 from .teacher import check_classes, predict, Teacher
 from .training import BATCH, plan_fit, teacher_learner
 import math, time, torch
