@@ -793,7 +793,7 @@ def run_demo(
     t0 = time.time()
     with new_dir(a.out, a.force) as out:
         rows, teacher = _demo_students(out, ipc, epochs, repeats)
-        print('5. the method on one photograph: digits upon photographs, and a teacher of them')
+        print('5. the method on one photograph: digits upon photographs, and a teacher of them (half a minute)')
         _demo_strip(out)
         _demo_page(out, rows, teacher)
         table = _table(rows, teacher, time.time()-t0)
@@ -833,10 +833,10 @@ def _demo_students(out, ipc, epochs, repeats):
 def _demo_strip(out):
     "The method on one digit upon a photograph"
     from infoutil.data import candidates, load_data
+    from infoutil.fixtures.demo_teacher import demo_teacher
     from infoutil.strip import follow, plot_strip
-    from infoutil.training import train_teacher
     data = load_data('digits_on_photos', dest=out)
-    teacher = train_teacher(data, arch='convnet4_16', epochs=8, early_epoch=4, bs=32, lr=.01)
+    teacher, *_ = demo_teacher(data=data)
     plot_strip(follow(teacher, candidates(data, 5, 64, n=24)), out/'strip.png')
 
 def _demo_rows(rows, teacher):
