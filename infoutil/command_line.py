@@ -424,6 +424,8 @@ def _distill_options(p):
          'without it as many as cores beside the one that computes, up to 4')
     _add(p, 'bs', _whole, None, 'network inputs a pass, 1 or more, for infoutil and its variants; '
          'without it by device, network and free memory; may move last digits, and with them near ties')
+    p.add_argument('--insist', action='store_true',
+                   help='take a teacher, and whoever labels, that is hardly better than guessing on real images')
     _add_on_error(p, 'takes the next one instead, counts them and lists them in the result')
     _add(p, 'images', str, 'png', 'how images are kept: png, webp (lossless, smaller) or jpeg (smallest; '
          'the set is what '
@@ -449,7 +451,7 @@ def run_distill(
     if a.dry_run: return _show_plan(a, _planned_set(a, cfg))
     judge = a.teacher or _trained_beside(a)
     ds = make_set(a.data, judge, a.out, cfg, a.valid_frac, not a.no_teacher, a.images, a.force, on_error=a.on_error,
-                  workers=a.workers, bs=a.bs)
+                  workers=a.workers, bs=a.bs, preflight=not a.insist)
     if ds is None: return _say_first(f'{a.out} was complete already')
     n = len(ds.meta.get('skipped', ()))
     left_out = f'; {n} unreadable images were left out, see its infoutil.json' if n else ''
@@ -599,12 +601,14 @@ def run_train(
     from infoutil.kept_students import train_student
     from infoutil.student import PROTOCOLS
     from infoutil.teacher import load_teacher
+    from infoutil.verdicts import beside
     check_apart(a.out, a.set)
     labels = a.labels or (PROTOCOLS[a.protocol].labels if a.protocol in PROTOCOLS else None) or 'online'
     ds = DistilledSet.load(a.set, device=default_device(), with_teacher=labels=='online')
     train_student(ds, a.out, a.arch, a.labels, a.protocol, a.epochs, a.seed, a.test, force=a.force,
                   precision=a.precision)
-    print(f'{load_teacher(a.out)}\nwritten to {a.out}')
+    told = [f'beside it: {beside(ds, a.arch)}'] if a.test else []
+    print(load_teacher(a.out), *told, f'written to {a.out}', sep='\n')
     _next(['predict', a.out, 'FILES'])
 
 @command('Say what pictures are, with a student or a teacher.', _predict_options)

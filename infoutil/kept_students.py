@@ -13,6 +13,7 @@ from .distilled_set import DistilledSet
 from .engine.outputs import check_new
 from .evaluation import keep_student, test_dl
 from .images import IMAGE_SUFFIXES, read_images
+from .loaders import class_titles
 from .student import RECIPE, student_learner
 from .teacher import predict, Teacher
 from pathlib import Path
@@ -49,15 +50,15 @@ def predict_files(
     files,             # Image files and folders of them, at any depth
     top:int=1,         # Classes to name for each, 1 or more
     chunk:int=256,     # Images at once
-)->pd.DataFrame:       # A row a file and class: file, rank from 1, class, probability; files in the order given
+)->pd.DataFrame:       # A row a file and class: file, rank from 1, class (in words, see `class_titles`), probability
     "What pictures are taken for"
     files = [f for p in files for f in _images_at(Path(p))]
-    top, rows = min(top, len(teacher.classes)), []
+    top, rows, names = min(top, len(teacher.classes)), [], class_titles(teacher.classes)
     if top<1: raise InfoUtilError(f"top {top} came; 1 or more is accepted; raise top (--top)")
     for at in range(0, len(files), chunk):
         some = files[at:at+chunk]
         p, who = predict(teacher.model, teacher.normalize(read_images(some, teacher.size))).softmax(1).cpu().topk(top)
-        rows += [(str(f), r+1, teacher.classes[int(c)], float(v))
+        rows += [(str(f), r+1, names[int(c)], float(v))
                  for f,ps,cs in zip(some, p, who) for r,(v,c) in enumerate(zip(ps, cs))]
     return pd.DataFrame(rows, columns=['file', 'rank', 'class', 'probability'])
 

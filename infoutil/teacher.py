@@ -439,7 +439,7 @@ def check_teacher(
         raise TeacherError(f"the teacher is right on {right} of {len(y)} real images and chance is {1/classes:.1%}; "
                            f"{need} or more right are accepted; "
                            "train it longer, check that classes and normalization are those of this data, "
-                           "or insist on it in Python: distill(..., preflight=False)")
+                           "or insist on it: --insist, in Python preflight=False")
     return right/len(y)
 
 # %% ../nbs/10_teacher.ipynb #2afc3076

@@ -103,6 +103,7 @@ def test_a_student_is_trained_kept_and_asked(world, tmp_path, capsys):
     assert main(['train', f'{world}/set', '-o', s, '--arch', 'convnet3_32', '--epochs', '3', '--test', test])==0
     said = capsys.readouterr().out
     assert 'Teacher(convnet3_32, 3 classes, 32 px, epoch 3, accuracy' in said and f'infoutil predict {s} FILES' in said
+    assert 'beside it: chance 33.3 %; its label teacher' in said
     assert main(['predict', s, test, '--top', '2'])==0
     lines = [l.split('\t') for l in capsys.readouterr().out.splitlines()]
     files = sorted(Path(test).rglob('*.png'))
@@ -437,8 +438,8 @@ def test_another_student_and_held_out_images(world, tmp_path):
 
 def test_two_classes_and_few_validation_images(tmp_path, capsys):
     "Few images prove little: a perfect teacher passes the preflight, one that is right on them by luck does not"
-    def distil(data): return main(['distill', f'{tmp_path}/{data}', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s_{data}',
-                                   '--method', 'random', '--ipc', '1', '--label-teacher', 'by_ipc'])
+    def distil(data, *more): return main(['distill', f'{tmp_path}/{data}', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s_{data}',
+                                   '--method', 'random', '--ipc', '1', '--label-teacher', 'by_ipc', *more])
     make_folder(tmp_path/'data', CLASSES[:2], train=6, test=3)
     assert main(['teacher', f'{tmp_path}/data', '-o', f'{tmp_path}/t', '--size', '32', '--epochs', '8', '--early-epoch', '1', '--bs', '6', '--precision', 'float32'])==0
     assert load_teacher(tmp_path/'t').accuracy==1
@@ -450,6 +451,7 @@ def test_two_classes_and_few_validation_images(tmp_path, capsys):
     capsys.readouterr()
     assert distil('luck')==1 and not (tmp_path/'s_luck').exists()
     assert 'the teacher is right on 12 of 18 real images and chance is 50.0%' in capsys.readouterr().err
+    assert distil('luck', '--insist')==0                                # the user's word
 
 def test_a_plain_folder_is_not_measured_on_its_training_images(tmp_path, capsys):
     "`--test photos` after `distill photos` means the images that were held out, not those that were distilled"
