@@ -1,5 +1,5 @@
 "What a newcomer sees: digits upon photographs, the strip, the demo's page"
-import json
+import json, statistics
 from pathlib import Path
 import numpy as np
 import pytest
@@ -67,3 +67,7 @@ def test_figures_of_the_chapter_are_those_that_were_measured():
     text = (root/'nbs'/'engine'/'photographed_digits.ipynb').read_text()
     for r in rows:
         if r['part']=='windows': assert f"| {r['windows']} | {r['n']} | {100*r['share']:.1f} % |" in text, r
+    told = {n: [100*r['accuracy'] for r in rows if r.get('name')==n] for n in {r['name'] for r in rows if r['part']=='students'}}
+    for n,a in told.items(): assert f'| `{n}` | {statistics.fmean(a):.1f} | {statistics.stdev(a):.1f} |' in text, (n, a)
+    gap = lambda other: f"{statistics.fmean(told['infoutil, factor 2'])-statistics.fmean(told[other]):.1f} above"
+    assert len(told)==8 and gap('rded, factor 2') in text and gap('random').replace(' above', ' points above') in text
