@@ -189,7 +189,7 @@ def exact_maps(self:Job, files, label):
 @patch(as_prop=True)
 def settles_maps(self:Job):
     "Whether maps have the noise of float32"
-    return not isinstance(autocast(device_of(self.teacher.model), self.method.map_precision), torch.autocast)
+    return not is_bfloat16(device_of(self.teacher.model), self.method.map_precision)
 
 # %% ../nbs/22_distillation.ipynb #2fea71cc
 @patch
