@@ -10,6 +10,7 @@ __all__ = ['random_crops', 'WholeClass', 'Random', 'teacher_features', 'herding_
 
 # %% ../nbs/14_coresets.ipynb #afec678e
 from .basics import *
+from .engine.calls import own_modes
 from .data import Candidates
 from .methods import Choice, method, opt, whole_images
 from .gradient_norms import el2n_scores
@@ -87,6 +88,7 @@ def _ordered(cands, order, n):
     rank[torch.tensor(order[:n])] = torch.arange(n)
     return top_crops(whole_images(cands, rank), n, 'lowest', per_image=1)
 
+@own_modes()
 def herding_crops(
     cands:Candidates,   # Images of one class
     n:int,              # Crops to choose, 1 or more
@@ -102,6 +104,7 @@ class Herding(WholeClass):
     def score_part(self, cands, teacher, maps=None, bs=None): return herding_crops(cands, self.n, teacher)
 
 # %% ../nbs/14_coresets.ipynb #d3117c17
+@own_modes()
 def kmeans_crops(
     cands:Candidates,   # Images of one class
     n:int,              # Crops to choose, and clusters to make, 1 or more
@@ -166,6 +169,7 @@ class Forgetting(WholeClass):
     def score_part(self, cands, teacher, maps=None, bs=None): return forgetting_crops(cands, self.n, teacher, self.end)
 
 # %% ../nbs/14_coresets.ipynb #fd06518f
+@own_modes()
 def el2n_crops(
     cands:Candidates,      # Images of one class
     n:int,                 # Crops to choose, 1 or more
