@@ -153,7 +153,8 @@ def _refuse(model, why):
 # %% ../../nbs/engine/calls.ipynb #6872128f
 def graph_nodes(
     out,       # A tensor of an autograd graph
-):             # Its nodes, each once
+    ends=(),   # Nodes to stop at
+):             # Its nodes, each once, those at which it stops among them
     "Walk the graph behind `out`"
     seen, todo = set(), [out.grad_fn]
     while todo:
@@ -161,7 +162,7 @@ def graph_nodes(
         if f is None or f in seen: continue
         seen.add(f)
         yield f
-        todo += [g for g,_ in f.next_functions]
+        if f not in ends: todo += [g for g,_ in f.next_functions]
 
 def mend_batch_norms(
     out,       # A tensor of an autograd graph, on any device
