@@ -509,7 +509,7 @@ def _cam(model, x, y, grid, layer):
     h = layer.register_forward_hook(keep)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            out = model(x.detach().requires_grad_().clone())             # no leaf, which could not be changed in place
+            out = model(x.detach().clone().requires_grad_().clone())     # no leaf, which could not be changed in place
             check_logits(out, len(x))
             check_labels(y, out.shape[1])
             _check_activation(acts)

@@ -6,9 +6,9 @@ Docs: https://infoutil.github.io/infoutil/basics.html.md"""
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice', 'shown',
-           'check_batch', 'check_labels', 'check_eval', 'check_logits', 'seed_from', 'rng', 'seeded', 'device_of',
-           'default_device', 'has_float64', 'to_double', 'release_memory', 'fast_bfloat16', 'autocast', 'is_bfloat16',
-           'later']
+           'check_batch', 'check_labels', 'check_eval', 'of_the_batch', 'check_logits', 'seed_from', 'rng', 'seeded',
+           'device_of', 'default_device', 'has_float64', 'to_double', 'release_memory', 'fast_bfloat16', 'autocast',
+           'is_bfloat16', 'later']
 
 # %% ../nbs/00_basics.ipynb #5b2724b0
 import os, re, random, hashlib, difflib
@@ -92,12 +92,19 @@ def check_eval(
     if any(m.training for m in mods):
         raise InfoUtilError("the model is in training mode; scoring accepts a frozen model in eval mode; "
                             "call model.eval() first")
-    mixing = [type(m).__name__ for m in mods if isinstance(m, nn.modules.batchnorm._BatchNorm)
-              and m.running_mean is None]
-    if mixing and alone:
-        raise InfoUtilError(f"{len(mixing)} {mixing[0]} layer(s) without running statistics came, which take those of "
+    mixing = of_the_batch(model) if alone else ()
+    if mixing:
+        raise InfoUtilError(f"{len(mixing)} {type(mixing[0]).__name__} layer(s) without running statistics came, which "
+                            "take those of "
                             "the batch in eval mode, too; layers that keep them, or GroupNorm, are accepted; "
                             "train with track_running_stats=True")
+
+def of_the_batch(
+    model,   # A network; a plain callable has none
+)->list:     # Its BatchNorm layers without running statistics
+    "Layers that take statistics of the batch, in eval mode, too"
+    if not isinstance(model, nn.Module): return []
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None]
 
 def check_logits(
     logits,     # What a model returned

@@ -49,7 +49,7 @@ def _head_calls(model, x):
         if torch.is_tensor(out): outs[out.grad_fn] = m
     for m in model.modules():
         if isinstance(m, kinds): hooks.append(m.register_forward_hook(keep))
-    try: logits = model(x.detach().requires_grad_().clone())
+    try: logits = model(x.detach().clone().requires_grad_().clone())
     finally:
         for h in hooks: h.remove()
     check_logits(logits, len(x))

@@ -10,7 +10,7 @@ __all__ = ['WAYS', 'SCORES', 'loop_norms', 'vmap_norms', 'grad_norms', 'logit_sc
 
 # %% ../nbs/05_gradient_norms.ipynb #af5d9a73
 from .basics import *
-from .engine.calls import alone, answer, mend_batch_norms, own_modes, plain_attention, served
+from .engine.calls import alone, answer, check_steady, mend_batch_norms, own_modes, plain_attention, served
 from .engine.gradient_pass import (
     check_answers, check_finite_sums, frozen, images_a_pass, in_passes, Mismatch, pass_sq, residual, weights)
 from .engine.gradient_plan import kept_plan
@@ -52,7 +52,11 @@ def vmap_norms(
     ps = {k: p.detach() for k,p in weights(model).items()}
     def loss(ps, xi, yi): return F.cross_entropy(wide(functional_call(model, ps, (xi[None],))), yi[None])
     def norm(xi, yi): return wide_norm(torch.stack([wide_norm(wide(g)) for g in grad(loss)(ps, xi, yi).values()]))
-    with frozen(model), autocast(x.device, precision), plain_attention(): return vmap(norm)(x.clone(), y)
+    with frozen(model), autocast(x.device, precision), plain_attention():
+        try: return vmap(norm)(x.clone(), y)
+        except RuntimeError as e:
+            if 'random' in str(e): check_steady(model, x)
+            raise
 
 def _general(model, x, y, precision):
     "By vmap of grad, or one by one where the network uses an operation that vmap does not know"

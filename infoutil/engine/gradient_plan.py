@@ -12,7 +12,7 @@ from ..basics import *
 from infoutil.engine.gradient_pass import (
     attends, ATTENTION_OUT, check_answers, check_finite_sums, frozen, note_call, one_out, params_read, pass_sq, Plan,
     residual, weights)
-from .calls import mend_batch_norms
+from .calls import check_steady, draws, mend_batch_norms
 from .gradient_rules import has_rule, HOOKS, RULES, wide_norm
 from .memory import is_out_of_memory
 from contextlib import ExitStack
@@ -32,6 +32,7 @@ def make_plan(model, x, y):
     "The plan for `model`, proved on the first image of `x`, or None where the whole network must go through vmap"
     look = Look(model, x[:1], y[:1])
     two = (x[:2], y[:2]) if len(x)>1 else (x[:1].repeat(2, 1, 1, 1), y[:1].repeat(2))
+    if look.data.draws: check_steady(model, x)
     if look.data.sorts: return None                           # rows may come in another order than the images
     rules, banned = {k for k in look.mods if k and look.plain(k)}, set()
     covered = {p for k in rules for p in look.own(k)}
@@ -51,11 +52,12 @@ class _Data(TorchDispatchMode):
     "Follows what is computed from `x`: does the network look at it in Python, and does it pick rows by it"
     def __init__(self, x):
         super().__init__()
-        self.kept, self.looks, self.sorts = {}, False, False
+        self.kept, self.looks, self.sorts, self.draws = {}, False, False, False
         self.keep(x)
     def keep(self, t): self.kept[t.untyped_storage()._cdata] = t          # alive, so that no other takes its place
     def knows(self, t): return torch.is_tensor(t) and t.untyped_storage()._cdata in self.kept
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        self.draws |= draws(f, args, kwargs)
         out = f(*args, **(kwargs or {}))
         if not any(map(self.knows, tree_leaves((args, kwargs)))): return out
         name = f._schema.name.removeprefix('aten::').rstrip('_')
@@ -119,7 +121,8 @@ class Look:
         loss = (logits*unit).sum()
         self.logits, self.reads = logits.detach(), params_read(loss, self.params)
         read = [k for k in self.params if self.reads[k]]
-        gs = torch.autograd.grad(mend_batch_norms(loss), [self.params[k] for k in read], allow_unused=True) if read else []
+        gs = torch.autograd.grad(mend_batch_norms(loss), [self.params[k] for k in read],
+                                 allow_unused=True) if read else []
         self.truth = {k: float(wide_norm(g)**2) for k,g in zip(read, gs) if g is not None}
 
 # %% ../../nbs/engine/gradient_plan.ipynb #a030ca03
