@@ -92,7 +92,7 @@ def check_eval(
     if any(m.training for m in mods):
         raise InfoUtilError("the model is in training mode; scoring accepts a frozen model in eval mode; "
                             "call model.eval() first")
-    mixing = of_the_batch(model) if alone else ()
+    mixing = of_the_batch(mods) if alone else ()
     if mixing:
         raise InfoUtilError(f"{len(mixing)} {type(mixing[0]).__name__} layer(s) without running statistics came, which "
                             "take those of "

@@ -44,7 +44,7 @@ def parts_of(
     owner = getattr(model, '__self__', model)                              # a method stands for its network
     net = owner if isinstance(owner, nn.Module) else getattr(owner, 'model', owner)
     if not isinstance(net, nn.Module): return [id(net)]
-    return list(dict.fromkeys(map(id, [*net.modules(), *net.parameters()])))
+    return list(dict.fromkeys(id(t) for m in net.modules() for t in (m, *m._parameters.values())))
 
 def _afresh():
     "A forked process has one thread, and nobody who would give back what others took"
@@ -143,7 +143,8 @@ def answer(
     few, slow = x[:2].clone(), any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
     with _Watch() as seen: out = model(few.clone() if slow else x)         # attention rounds elsewhere when watched
     if seen.draws: check_steady(model, few)
-    if seen.mixes and not of_the_batch(model) and not _alike(model(few.clone()), model(few[:1].clone()), 1e-3):
+    if seen.mixes and not of_the_batch(model.modules()) and not _alike(model(few.clone()), model(few[:1].clone()),
+                                                                       1e-3):
         _refuse(model, 'depend on the other images of a batch')
     _watched.add(model)
     return model(x) if slow else out
@@ -189,7 +190,9 @@ def mend_batch_norms(
     if out.device.type!='cpu' or not out.requires_grad: return out
     for f in graph_nodes(out):
         if f.name()!='NativeBatchNormBackward0': continue
-        strides = torch.empty_like(f._saved_input, device='meta').stride()
+        a = f._saved_input
+        if len(a)>1 and 1 not in a.shape[2:]: continue           # one layout alone fits
+        strides = torch.empty_like(a, device='meta').stride()
         f.register_prehook(lambda gs, strides=strides: _laid_out(gs, strides))
     return out
 
