@@ -95,16 +95,15 @@ def check_eval(
     mixing = of_the_batch(mods) if alone else ()
     if mixing:
         raise InfoUtilError(f"{len(mixing)} {type(mixing[0]).__name__} layer(s) without running statistics came, which "
-                            "take those of "
-                            "the batch in eval mode, too; layers that keep them, or GroupNorm, are accepted; "
+                            "take those of the batch in eval mode, too; layers that keep them, or GroupNorm, are accepted; "
                             "train with track_running_stats=True")
 
 def of_the_batch(
-    model,   # A network; a plain callable has none
-)->list:     # Its BatchNorm layers without running statistics
+    mods,    # Modules
+)->list:     # BatchNorm layers without running statistics
     "Layers that take statistics of the batch, in eval mode, too"
-    if not isinstance(model, nn.Module): return []
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None]
+    norm = nn.modules.batchnorm._BatchNorm
+    return [m for m in mods if isinstance(m, norm) and m._buffers.get('running_mean') is None]
 
 def check_logits(
     logits,     # What a model returned
