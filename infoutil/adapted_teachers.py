@@ -9,6 +9,7 @@ __all__ = ['head_of', 'new_head', 'layer_groups', 'HeadFirst', 'fine_rates', 'fi
 
 # %% ../nbs/35_adapted_teachers.ipynb #ec79124e
 from .basics import *
+from .engine.calls import own_modes
 from .brought_teachers import bring_teacher, fit_weights, published_weights, read_weights
 from .data import guess_size, ImageData, load_data
 from .engine.outputs import check_apart, check_new, new_dir
@@ -93,6 +94,7 @@ OTHER_SCHEDULES['fine_tune'] = _fine_tune
 
 # %% ../nbs/35_adapted_teachers.ipynb #ed26e6d3
 @delegates(train_teacher, but=['schedule', 'checkpoints'])
+@own_modes()
 def finetune_teacher(
     data,               # What to learn: folder, name in `SPECS`, or `ImageData`
     weights,            # File of weights, see `brought_teachers.read_weights`; None: torchvision's for ImageNet
@@ -124,6 +126,7 @@ def finetune_teacher(
 
 # %% ../nbs/35_adapted_teachers.ipynb #4a100fa9
 @delegates(train_teacher, but=['size', 'arch'])
+@own_modes()
 def bring_with_label_teachers(
     data,               # What the judge is to judge, and the others learn: folder, name in `SPECS`, or `ImageData`
     weights,            # See `brought_teachers.bring_teacher`

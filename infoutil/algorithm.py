@@ -10,6 +10,7 @@ __all__ = ['ATTRIBUTIONS', 'SCORE_NAMES', 'WindowSettings', 'Windowed', 'InfoUti
 
 # %% ../nbs/13_algorithm.ipynb #5a236c91
 from .basics import *
+from .engine.calls import own_modes
 from .attribution import calls_for, ESTIMATORS, grad_cam, OUTPUTS, shapley_values
 from .pixels import cut_patches
 from .crop import draw_fractions, noisy_maps, pool_map, random_windows, windows
@@ -141,6 +142,7 @@ def at_once(
     "How many images have their crops made at once: three channels of four bytes a pixel"
     return max(1, _ROOM.get(device.type, 2**25)//(12*size*size*crops))
 
+@own_modes()
 def score_windows(
     cands,             # Images of one class, `Candidates`
     boxes,             # Windows (n, crops, 4): top, left, height, width in pixels

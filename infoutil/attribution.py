@@ -12,6 +12,7 @@ __all__ = ['OUTPUTS', 'ESTIMATORS', 'BUDGET', 'MAP_COLOURS', 'Attribution', 'att
 
 # %% ../nbs/03_attribution.ipynb #660a7e4e
 from .basics import *
+from .engine.calls import alone, mend_batch_norms, own_modes, served
 from .engine.fast_copies import fast_copy
 from .engine.memory import choose_chunk, in_chunks
 from .engine.priors import prior_plan
@@ -46,6 +47,7 @@ class Attribution:
         return f"Attribution({len(self)} images, {size} patches, {self.budget} calls, '{self.method}')"
 
 # %% ../nbs/03_attribution.ipynb #fc6cdcac
+@own_modes()
 def attribute(
     model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
     x:Tensor,                   # Normalized images (n, c, h, w)
@@ -135,7 +137,10 @@ class Game:
         check_eval(self.model)
         _check_grid(self.x, self.grid)
         check_choice('output', self.output, OUTPUTS)
+    @own_modes()
     def __call__(self, masks):
+        with alone(self.model): return self.values(masks)
+    def values(self, masks):
         dev = device_of(self.model) if isinstance(self.model, nn.Module) else self.x.device
         x, y = self.x.to(dev, non_blocking=True), self.y.to(dev, non_blocking=True)
         n = len(x), len(masks)
@@ -175,7 +180,7 @@ class _Passes:
     def __call__(self, rows):
         z = self.room(rows.stop-rows.start)
         self.fill(z, rows.start)
-        out = self.net(z)
+        out = self.net.spend(z)                                       # it may work in place: the buffer is filled anew
         if not self.checked: check_labels(self.y, out.shape[1])
         self.checked = True
         if self.output=='probability': out = out.softmax(-1)
@@ -213,6 +218,7 @@ def coalition_values(
 
 # %% ../nbs/03_attribution.ipynb #9811090a
 @_like(attribute, but=('budget', 'seed', 'method'))
+@own_modes()
 def exact_shapley(**game)->Tensor:   # float32 (n, grid, grid), in the unit of the output; sums to f(x) - f(baseline)
     "Exact Shapley values from all 2^(grid^2) coalitions, of a grid up to 4"
     game = Game(**game)
@@ -448,7 +454,7 @@ def show(self:Attribution,
     if n<1 or len(x)!=len(self):
         raise InfoUtilError(f"{len(x)} images and n={n} came for {len(self)} maps; one image a map, and n of 1 or "
                             "more, are accepted; pass the images that were attributed")
-    titles = [f'class {c}' if names is None else names[c] for c in self.y[:n].tolist()]
+    titles = [f'class {c}' if names is None else str(names[c]).replace('$', r'\$') for c in self.y[:n].tolist()]
     return show_maps(self.phi[:n], x[:n], titles, label=f'share of the {self.output}', axs=axs)
 
 @patch
@@ -457,6 +463,7 @@ def to_shap(self:Attribution,
 )->object:              # `shap.Explanation` with values (n, h, w, 3) in the unit of the output, for `shap.image_plot`
     "The maps at the resolution of the images, as shap's own object; values of an image still sum to its total"
     import shap
+    x = x.detach()
     n, _, h, w = x.shape
     rows, cols = [torch.tensor(np.diff(edges(s, self.phi.shape[-1]))) for s in (h, w)]
     up = self.phi.cpu().double()/(rows[:, None]*cols[None])
@@ -465,6 +472,7 @@ def to_shap(self:Attribution,
     return shap.Explanation(values=vals, base_values=self.empty.cpu().numpy(), data=x.permute(0, 2, 3, 1).cpu().numpy())
 
 # %% ../nbs/03_attribution.ipynb #61e6fa3e
+@served
 def grad_cam(
     model:nn.Module,         # A network with convolutions, in eval mode
     x:Tensor,                # Normalized images (n, c, h, w)
@@ -501,11 +509,11 @@ def _cam(model, x, y, grid, layer):
     h = layer.register_forward_hook(keep)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            out = model(x.detach().clone().requires_grad_())
+            out = model(x.detach().clone().requires_grad_().clone())     # no leaf, which could not be changed in place
             check_logits(out, len(x))
             check_labels(y, out.shape[1])
             _check_activation(acts)
-            g = torch.autograd.grad(out.gather(1, y[:, None]).sum(), acts[-1])[0]
+            g = torch.autograd.grad(mend_batch_norms(out.gather(1, y[:, None]).sum()), acts[-1])[0]
     finally: h.remove()
     cam = (acts[-1].detach()*g.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
     cam = F.interpolate(cam, x.shape[-2:], mode='bilinear', align_corners=False)

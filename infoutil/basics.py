@@ -6,13 +6,15 @@ Docs: https://infoutil.github.io/infoutil/basics.html.md"""
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice', 'shown',
-           'check_batch', 'check_labels', 'check_eval', 'check_logits', 'seed_from', 'rng', 'seeded', 'device_of',
-           'default_device', 'has_float64', 'to_double', 'release_memory', 'fast_bfloat16', 'autocast', 'later']
+           'check_batch', 'check_labels', 'check_eval', 'of_the_batch', 'check_logits', 'seed_from', 'rng', 'seeded',
+           'device_of', 'default_device', 'has_float64', 'to_double', 'release_memory', 'fast_bfloat16', 'autocast',
+           'is_bfloat16', 'later']
 
 # %% ../nbs/00_basics.ipynb #5b2724b0
-import re, random, hashlib, difflib
+import os, re, random, hashlib, difflib
 from importlib import import_module
 from contextlib import contextmanager, nullcontext
+from threading import RLock
 import numpy as np, torch
 from torch import nn, Tensor
 
@@ -82,12 +84,26 @@ def check_labels(
 
 # %% ../nbs/00_basics.ipynb #95c4d2c4
 def check_eval(
-    model,  # A network; a plain callable passes
-)->None:    # Nothing; `InfoUtilError` where any module is in training mode
-    "Refuse a network in training mode: batch norm would let neighbours leak into each other"
-    if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
+    model,             # A network; a plain callable passes
+    alone:bool=True,   # Whether each image is to be answered on its own
+)->None:               # Nothing; `InfoUtilError` where a layer is in training mode, or has no statistics but a batch's
+    "Refuse a network in which batch norm would let neighbours leak into each other"
+    mods = list(model.modules()) if isinstance(model, nn.Module) else ()
+    if any(m.training for m in mods):
         raise InfoUtilError("the model is in training mode; scoring accepts a frozen model in eval mode; "
                             "call model.eval() first")
+    mixing = of_the_batch(mods) if alone else ()
+    if mixing:
+        raise InfoUtilError(f"{len(mixing)} {type(mixing[0]).__name__} layer(s) without running statistics came, which "
+                            "take those of the batch in eval mode, too; layers that keep them, or GroupNorm, are accepted; "
+                            "train with track_running_stats=True")
+
+def of_the_batch(
+    mods,    # Modules
+)->list:     # BatchNorm layers without running statistics
+    "Layers that take statistics of the batch, in eval mode, too"
+    norm = nn.modules.batchnorm._BatchNorm
+    return [m for m in mods if isinstance(m, norm) and m._buffers.get('running_mean') is None]
 
 def check_logits(
     logits,     # What a model returned
@@ -115,12 +131,19 @@ def rng(
     return torch.Generator().manual_seed(seed_from(*keys))
 
 # %% ../nbs/00_basics.ipynb #c06d2b21
+_turn = [RLock()]   # the global streams belong to one thread at a time; a forked process has one, and a lock of its own
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=lambda: _turn.insert(0, RLock()))
+
 @contextmanager
 def seeded(
     *keys,   # The address, see `seed_from`
 )->None:     # A context manager that hands out nothing
     "Run a block under fixed torch, numpy and Python seeds and restore the global random states afterwards"
-    seed, py, np_ = seed_from(*keys), random.getstate(), np.random.get_state()
+    with _turn[0]: yield from _seeded(seed_from(*keys))
+
+def _seeded(seed):
+    "The block, once it is this thread's turn"
+    py, np_ = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _kept_on_mps():
         torch.manual_seed(seed)
         random.seed(seed)
@@ -187,11 +210,18 @@ def autocast(
     device,                 # A torch device
     precision:str='auto',   # 'float32', 'bfloat16', or 'auto': bfloat16 where the hardware has it
 )->object:                  # A context manager
-    "Mixed precision for a block of inference or training; 'float32' is a no-op"
+    "Mixed precision for a block of inference or training; 'float32' means it inside the caller's own autocast, too"
+    kind = torch.device(device).type
+    if is_bfloat16(device, precision): return torch.autocast(kind, dtype=torch.bfloat16)
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+def is_bfloat16(
+    device,                 # A torch device
+    precision:str='auto',   # As for `autocast`
+)->bool:                    # Whether `autocast` computes in bfloat16
+    "What a precision comes to on a device"
     check_choice('precision', precision, PRECISIONS)
-    device = torch.device(device)
-    on = precision=='bfloat16' or (precision=='auto' and fast_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16) if on else nullcontext()
+    return precision=='bfloat16' or (precision=='auto' and fast_bfloat16(device))
 
 # %% ../nbs/00_basics.ipynb #1a7e0002
 def later(

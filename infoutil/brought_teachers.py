@@ -10,6 +10,7 @@ __all__ = ['bring_teacher', 'read_weights', 'without_wrappers', 'fit_weights', '
 
 # %% ../nbs/16_brought_teachers.ipynb #21a66251
 from .basics import *
+from .engine.calls import own_modes
 from .data import channel_stats, guess_size, ImageData, load_data
 from .images import read_images
 from .engine.outputs import check_apart, new_dir
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 
 # %% ../nbs/16_brought_teachers.ipynb #7b0c931d
+@own_modes()
 def bring_teacher(
     data,                    # What it is to judge: folder, name in `SPECS`, or `ImageData`
     # File of weights: .safetensors, or what `torch.save` wrote (.pth, .pt, ...); None: torchvision's for ImageNet

@@ -10,6 +10,7 @@ __all__ = ['AXES', 'TABLES', 'SCHEMA', 'compare', 'Entry', 'parse_method', 'pape
 
 # %% ../nbs/41_comparison.ipynb #88d73ab1
 from .basics import *
+from .engine.calls import own_modes
 from .engine.seen_images import count_seen, fingerprints, sketch
 from .images import check_crop_pct
 from .models import arch_names
@@ -41,6 +42,7 @@ from pathlib import Path
 import pandas as pd, torch
 
 # %% ../nbs/41_comparison.ipynb #7430e4df
+@own_modes()
 def compare(
     data,                           # Folder, name in `data.SPECS`, or `ImageData`
     teacher,                        # Directory written by `infoutil teacher`
@@ -400,6 +402,7 @@ class Bench:
         return self.out/'kept'/f'{_slug(c.method, c.ipc, c.seed)}-{c.arch}-{digest}'
 
 # %% ../nbs/41_comparison.ipynb #977f5ea9
+@own_modes()
 def distil_sets(
     bench:Bench,   # The comparison
     name:str,    # A method
@@ -441,6 +444,7 @@ def _where(device):
 def _data_name(data): return data.spec.name if data.spec else data.root.resolve().name
 
 # %% ../nbs/41_comparison.ipynb #56b632c3
+@own_modes()
 def run_cell(
     bench:Bench,   # The comparison
     c:Cell,      # One student

@@ -9,6 +9,7 @@ __all__ = ['continual', 'SelectOutputs', 'take_classes', 'step_sizes', 'class_or
 
 # %% ../nbs/32_continual_learning.ipynb #c1957b3d
 from .basics import *
+from .engine.calls import own_modes
 from .data import Split
 from .engine.progress import follow
 from .distilled_set import DistilledSet
@@ -21,6 +22,7 @@ from torch import nn, Tensor
 from matplotlib.axes import Axes
 
 # %% ../nbs/32_continual_learning.ipynb #5f3c063a
+@own_modes()
 def continual(
     ds:DistilledSet,         # The memory: images of all classes
     test,                    # Real images of all classes, see `evaluation.evaluate`

@@ -10,6 +10,7 @@ __all__ = ['random_crops', 'WholeClass', 'Random', 'teacher_features', 'herding_
 
 # %% ../nbs/14_coresets.ipynb #afec678e
 from .basics import *
+from .engine.calls import graph_nodes, own_modes, served
 from .data import Candidates
 from .methods import Choice, method, opt, whole_images
 from .gradient_norms import el2n_scores
@@ -41,28 +42,63 @@ class Random(WholeClass):
     def score_part(self, cands, teacher, maps=None, bs=None): return random_crops(cands, self.n)
 
 # %% ../nbs/14_coresets.ipynb #3094c7f0
-def _last_linear(model):
-    "The layer that makes logits out of features"
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not layers:
-        raise TeacherError(f"the teacher ({type(model).__name__}) has no linear layer, so its features have no name; "
-                           "a network that ends in one is accepted; choose a method that needs none, such as rded")
-    return layers[-1]
+def _head_calls(model, x):
+    "Layers whose output reaches the logits of `x` past no other layer, in the order of their calls; and the logits"
+    outs, hooks, kinds = {}, [], (nn.Linear, nn.Conv2d)
+    def keep(m, args, out):
+        if torch.is_tensor(out): outs[out.grad_fn] = m
+    for m in model.modules():
+        if isinstance(m, kinds): hooks.append(m.register_forward_hook(keep))
+    try: logits = model(x.detach().clone().requires_grad_().clone())
+    finally:
+        for h in hooks: h.remove()
+    check_logits(logits, len(x))
+    met = set(graph_nodes(logits, outs))&outs.keys()
+    return [m for f,m in outs.items() if f in met], logits
 
+def _heads(model, x):
+    "The layers that make logits out of features"
+    met, logits = _head_calls(model, x)
+    linear = [m for m in met if isinstance(m, nn.Linear)]
+    makes = lambda m: getattr(m, 'out_features', getattr(m, 'out_channels', 0))==logits.shape[1]
+    heads = [m for m in met if makes(m) and (m in linear or m.kernel_size==(1, 1))] or linear
+    if heads: return list(dict.fromkeys(heads))
+    raise TeacherError(f"the teacher ({type(model).__name__}) has no linear layer that makes its logits, so its "
+                       "features "
+                       "have no name; a network that ends in one, or in a convolution of one pixel, is accepted; "
+                       "choose a method that needs none, such as rded")
+
+# %% ../nbs/14_coresets.ipynb #b6c8969e
+@served
 def teacher_features(
     teacher:Teacher,         # Whose feature space it is
     images:Tensor,           # Raw pixels (n, 3, size, size), uint8
     chunk:int=128,           # Images a pass; moves the last digits at most
     precision:str='float32', # See `basics.autocast`; distances decide between near neighbours, so exactness comes first
-)->Tensor:                   # Input of the teacher's last linear layer, float64 (n, d), on the CPU
+)->Tensor:                   # Input of the teacher's head, float64 (n, d), on the CPU
     "Where images lie in the feature space of a teacher"
-    held = []
-    keep = lambda m,args: held.append(args[0].flatten(1).cpu().double())
-    hook = _last_linear(teacher.model).register_forward_pre_hook(keep)
+    check_eval(teacher.model)
+    held, rows = [], []
+    def keep(m, args, kwargs): held.append([*args, *kwargs.values()][0])
+    heads = _heads(teacher.model, teacher.normalize(images[:1]))
+    hooks = [m.register_forward_pre_hook(keep, with_kwargs=True) for m in heads]
     try:
-        for x in images.split(chunk): predict(teacher.model, teacher.normalize(x), chunk, precision)
-    finally: hook.remove()
-    return torch.cat(held).clone()                # made in inference mode; the copy is an ordinary tensor
+        for x in images.split(chunk):
+            held.clear()
+            predict(teacher.model, teacher.normalize(x), chunk, precision)
+            rows.append(torch.cat([_row(t, len(x)) for t in held], 1))
+    finally:
+        for h in hooks: h.remove()
+    return torch.cat(rows).clone()                # made in inference mode; the copy is an ordinary tensor
+
+def _row(t, n):
+    "What a head was given, a row an image"
+    if len(t)!=n:
+        raise TeacherError(f"the teacher's last layer was given {len(t)} rows for {n} images, so that their features "
+                           "are "
+                           "not told apart; a network that gives it a row an image is accepted; "
+                           "choose a method that needs no features, such as rded")
+    return (t.mean((2, 3)) if t.ndim==4 else t.flatten(1)).cpu().double()
 
 # %% ../nbs/14_coresets.ipynb #29188807
 def herding_order(
@@ -87,6 +123,7 @@ def _ordered(cands, order, n):
     rank[torch.tensor(order[:n])] = torch.arange(n)
     return top_crops(whole_images(cands, rank), n, 'lowest', per_image=1)
 
+@own_modes()
 def herding_crops(
     cands:Candidates,   # Images of one class
     n:int,              # Crops to choose, 1 or more
@@ -102,6 +139,7 @@ class Herding(WholeClass):
     def score_part(self, cands, teacher, maps=None, bs=None): return herding_crops(cands, self.n, teacher)
 
 # %% ../nbs/14_coresets.ipynb #d3117c17
+@own_modes()
 def kmeans_crops(
     cands:Candidates,   # Images of one class
     n:int,              # Crops to choose, and clusters to make, 1 or more
@@ -166,6 +204,7 @@ class Forgetting(WholeClass):
     def score_part(self, cands, teacher, maps=None, bs=None): return forgetting_crops(cands, self.n, teacher, self.end)
 
 # %% ../nbs/14_coresets.ipynb #fd06518f
+@own_modes()
 def el2n_crops(
     cands:Candidates,      # Images of one class
     n:int,                 # Crops to choose, 1 or more

@@ -9,6 +9,7 @@ __all__ = ['pool_map', 'noisy_maps', 'windows', 'draw_fractions', 'random_window
 
 # %% ../nbs/04_crop.ipynb #de5ecc78
 from .basics import *
+from .engine.calls import served
 from .engine.fast_copies import fast_copy
 from .engine.memory import choose_chunk, in_chunks
 from torch import Tensor, nn
@@ -104,6 +105,7 @@ def random_windows(
     return torch.stack(lead+sides, -1).long()
 
 # %% ../nbs/04_crop.ipynb #1f5d17d5
+@served
 def informativeness(
     model,                      # Normalized (n, c, h, w) -> logits (n, classes), in eval mode
     x:Tensor,                   # Normalized images (n, c, h, w)
@@ -125,7 +127,7 @@ def informativeness(
     chunk = choose_chunk(net, x) if chunk is None else chunk
     inside = lambda rows: torch.where(_keep(flat[rows], *x.shape[-2:])[:, None], x[who[rows]], base)
     whole = torch.cat(in_chunks(lambda rows: net(x[rows]), len(x), chunk))
-    out = torch.cat(in_chunks(lambda rows: net(inside(rows)), len(flat), chunk))
+    out = torch.cat(in_chunks(lambda rows: net.spend(inside(rows)), len(flat), chunk))
     return -(out.view(*boxes.shape[:2], -1)-whole[:, None]).norm(dim=-1)
 
 def _keep(boxes, h, w):

@@ -10,6 +10,7 @@ __all__ = ['distill', 'Job', 'class_maps', 'weights_digest', 'refuse_choice', 'c
 
 # %% ../nbs/22_distillation.ipynb #24db9f3b
 from .basics import *
+from .engine.calls import own_modes
 from .algorithm import at_once, from_function, InfoUtil, score_windows
 from .engine.priors import PRIORS
 from .pixels import cut_patches
@@ -38,6 +39,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/22_distillation.ipynb #63aebf64
+@own_modes()
 def distill(
     data,                        # Folder, name in `data.SPECS`, or `ImageData`
     teacher:Teacher,             # Converged teacher: attributes, scores, judges
@@ -105,6 +107,7 @@ class Job:
     def n(self): return self.method.n
 
 # %% ../nbs/22_distillation.ipynb #86bf003d
+@own_modes()
 def class_maps(
     cands:Candidates,     # Images of one class, m of them
     teacher:Teacher,      # Whose answer is explained
@@ -189,7 +192,7 @@ def exact_maps(self:Job, files, label):
 @patch(as_prop=True)
 def settles_maps(self:Job):
     "Whether maps have the noise of float32"
-    return not isinstance(autocast(device_of(self.teacher.model), self.method.map_precision), torch.autocast)
+    return not is_bfloat16(device_of(self.teacher.model), self.method.map_precision)
 
 # %% ../nbs/22_distillation.ipynb #2fea71cc
 @patch
@@ -285,6 +288,7 @@ def finish(self:Job, table, parts):
     with self.meter('label'): labels = label_images(self.labeller, images, m.factor)                # 6 label
     return dict(images=images, labels=labels), provenance(crops, m.factor, first=crops.label*m.ipc)
 
+@own_modes()
 def label_images(
     labeller:Teacher,   # Who labels
     images:Tensor,      # Distilled images (n, 3, size, size), uint8
@@ -480,6 +484,7 @@ def _assemble(job, shelf, before):
                         provenance=origin)
 
 # %% ../nbs/22_distillation.ipynb #f3d39238
+@own_modes()
 def infoutil_crops(
     cands:Candidates,     # Images of one class
     n:int,                # Crops to choose
@@ -511,6 +516,7 @@ def _as_infoutil(cfg):
     if isinstance(cfg, InfoUtil): return cfg
     return InfoUtil(**{f.name:getattr(cfg, f.name) for f in fields(InfoUtil) if hasattr(cfg, f.name)})
 
+@own_modes()
 def choose_crops(
     cands:Candidates,     # Images of one class
     n:int,                # Crops to choose, a multiple of factor^2

@@ -258,7 +258,7 @@ def show_labels(self:DistilledSet,
     first = fig.add_subplot(axs[0, 0].get_gridspec()[:, 0])
     first.imshow(self.images[i].permute(1, 2, 0).cpu())
     first.axis('off')
-    first.set_title(f'image {i}: {self.classes[int(self.y[i])][:20]}', fontsize=9)
+    first.set_title(f'image {i}: {self.classes[int(self.y[i])][:20]}'.replace('$', r'\$'), fontsize=9)
     for k,(a,q) in enumerate(zip(axs[:, 1:].flat, p)): _bars(a, q, top, self.classes, k)
     return [first, *axs[:, 1:].flat]
 

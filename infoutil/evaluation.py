@@ -10,6 +10,7 @@ __all__ = ['Result', 'evaluate', 'keep_student', 'load_test', 'test_dl', 'real_d
 
 # %% ../nbs/29_evaluation.ipynb #f79d7cb8
 from .basics import *
+from .engine.calls import own_modes
 from .engine.measure import measure
 from .engine.outputs import check_new, new_dir
 from .teacher import save_teacher, Teacher
@@ -53,6 +54,7 @@ class Result:
                                  best=self.best or none, seconds=self.seconds, peak_bytes=self.peak_bytes or none))
 
 # %% ../nbs/29_evaluation.ipynb #3314b27c
+@own_modes()
 def evaluate(
     ds:DistilledSet,         # The set
     test,                    # Real images: a `data.Split`, what `load_test` takes, or a loader of `test_dl`

@@ -10,6 +10,7 @@ __all__ = ['WAYS', 'SCORES', 'loop_norms', 'vmap_norms', 'grad_norms', 'logit_sc
 
 # %% ../nbs/05_gradient_norms.ipynb #af5d9a73
 from .basics import *
+from .engine.calls import alone, answer, check_steady, mend_batch_norms, own_modes, plain_attention, served
 from .engine.gradient_pass import (
     check_answers, check_finite_sums, frozen, images_a_pass, in_passes, Mismatch, pass_sq, residual, weights)
 from .engine.gradient_plan import kept_plan
@@ -19,9 +20,9 @@ from functools import partial
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # %% ../nbs/05_gradient_norms.ipynb #1109c70f
+@served
 def loop_norms(
     model:nn.Module,          # Network in eval mode: normalized images -> logits (n, C)
     x:Tensor,                 # Normalized images, shape (n, c, h, w)
@@ -33,13 +34,14 @@ def loop_norms(
     with frozen(model, ps):
         for i in range(len(x)):
             with autocast(x.device, precision): logits = model(x[i:i+1].clone())
-            loss = F.cross_entropy(wide(logits), y[i:i+1])
+            loss = mend_batch_norms(F.cross_entropy(wide(logits), y[i:i+1]))
             gs = torch.autograd.grad(loss, ps, allow_unused=True)
             each = [wide_norm(wide(g)) for g in gs if g is not None]           # wide: small squares underflow
             out.append(wide_norm(torch.stack(each)))
     return torch.stack(out)
 
 # %% ../nbs/05_gradient_norms.ipynb #342b1654
+@served
 def vmap_norms(
     model:nn.Module,          # Network in eval mode: normalized images -> logits (n, C)
     x:Tensor,                 # Normalized images, shape (n, c, h, w); memory grows as n x parameters
@@ -50,7 +52,11 @@ def vmap_norms(
     ps = {k: p.detach() for k,p in weights(model).items()}
     def loss(ps, xi, yi): return F.cross_entropy(wide(functional_call(model, ps, (xi[None],))), yi[None])
     def norm(xi, yi): return wide_norm(torch.stack([wide_norm(wide(g)) for g in grad(loss)(ps, xi, yi).values()]))
-    with frozen(model), autocast(x.device, precision), sdpa_kernel(SDPBackend.MATH): return vmap(norm)(x.clone(), y)
+    with frozen(model), autocast(x.device, precision), plain_attention():
+        try: return vmap(norm)(x.clone(), y)
+        except RuntimeError as e:
+            if 'random' in str(e): check_steady(model, x)
+            raise
 
 def _general(model, x, y, precision):
     "By vmap of grad, or one by one where the network uses an operation that vmap does not know"
@@ -62,6 +68,7 @@ def _general(model, x, y, precision):
 # %% ../nbs/05_gradient_norms.ipynb #e6008e6f
 WAYS = ('auto', 'closed', 'vmap', 'loop')
 
+@served
 def grad_norms(
     model:nn.Module,          # Frozen teacher in eval mode: normalized images -> logits (n, C)
     x:Tensor,                 # Normalized crops, shape (n, c, h, w)
@@ -137,9 +144,12 @@ def logit_scores(
     precision:str='float32',  # 'float32', 'bfloat16' or 'auto'
 )->Tensor:                    # Scores, float32 or as x if float64, shape (n,)
     "What `score` makes of the logits of `model` for each crop in `x`"
+    with own_modes(), alone(model): return _logit_scores(score, what, model, x, y, chunk, precision)
+
+def _logit_scores(score, what, model, x, y, chunk, precision):
     _check_scored(model, x, y, chunk, precision)
     def one(s):
-        with torch.inference_mode(), autocast(x.device, precision): logits = model(x[s].clone())
+        with torch.inference_mode(), autocast(x.device, precision): logits = answer(model, x[s].clone())
         check_answers(logits, x[s], y[s])
         return score(wide(logits), y[s])
     return _finite(in_passes(one, len(x), chunk or (64 if x.device.type=='cpu' else 512)), x, what)
@@ -175,6 +185,7 @@ def el2n_scores(
 SCORES = {'grad_norm': grad_norms, 'loss': loss_scores, 'el2n': el2n_scores}
 
 # %% ../nbs/05_gradient_norms.ipynb #69b99971
+@served
 def utility(
     model:nn.Module,   # Network in eval mode; float64 for exact comparisons
     x:Tensor,          # The mini-batch: normalized images, shape (n, c, h, w), n of 2 or more
@@ -186,8 +197,8 @@ def utility(
     if len(x)<2: raise InfoUtilError(f"a mini-batch of {len(x)} came; 2 or more examples are accepted, "
                                      "so that one can be left out; add some")
     ps, out = {k: p.detach() for k,p in weights(model).items()}, []
-    def loss(ps, xi, yi): return F.cross_entropy(wide(functional_call(model, ps, (xi[None],))), yi[None])
-    with frozen(model):
+    def loss(ps, xi, yi): return F.cross_entropy(wide(functional_call(model, ps, (xi[None].clone(),))), yi[None])
+    with frozen(model), plain_attention():
         each = vmap(grad(loss), in_dims=(None, 0, 0))(ps, x, y)                    # gradient of every example
         full = _sgd_step(model, ps, x, y, eta)
         for i in range(len(x)):
@@ -199,10 +210,13 @@ def utility(
 
 def _sgd_step(model, ps, x, y, eta):
     "Parameters after one SGD step on the summed loss"
-    def loss(ps): return F.cross_entropy(wide(functional_call(model, ps, (x,))), y, reduction='sum')
-    return {k: ps[k]-eta*g for k,g in grad(loss)(ps).items()}
+    ps = {k: p.detach().requires_grad_() for k,p in ps.items()}
+    loss = F.cross_entropy(wide(functional_call(model, ps, (x.clone(),))), y, reduction='sum')
+    gs = torch.autograd.grad(mend_batch_norms(loss), list(ps.values()), allow_unused=True, materialize_grads=True)
+    return {k: p.detach()-eta*g for (k,p),g in zip(ps.items(), gs)}
 
 # %% ../nbs/05_gradient_norms.ipynb #48617972
+@own_modes()
 def utility_bound(
     model:nn.Module,   # Network in eval mode
     x:Tensor,          # The mini-batch: normalized images, shape (n, c, h, w)

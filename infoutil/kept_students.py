@@ -9,6 +9,7 @@ __all__ = ['train_student', 'predict_files']
 
 # %% ../nbs/34_kept_students.ipynb #93d09529
 from .basics import *
+from .engine.calls import own_modes
 from .distilled_set import DistilledSet
 from .engine.outputs import check_new
 from .evaluation import keep_student, test_dl
@@ -21,6 +22,7 @@ from fastai.learner import Learner
 import pandas as pd
 
 # %% ../nbs/34_kept_students.ipynb #f60a143b
+@own_modes()
 def train_student(
     ds:DistilledSet,         # What to learn from
     path,                    # Directory for the student
@@ -45,6 +47,7 @@ def train_student(
     return learn
 
 # %% ../nbs/34_kept_students.ipynb #ca87bb1a
+@own_modes()
 def predict_files(
     teacher:Teacher,   # A student, or a teacher
     files,             # Image files and folders of them, at any depth

@@ -9,6 +9,7 @@ __all__ = ['cross_architecture', 'check_archs', 'relabel', 'label_teacher_curve'
 
 # %% ../nbs/30_label_teachers.ipynb #111966c1
 from .basics import *
+from .engine.calls import own_modes
 from .models import arch_names, default_arch, get_model
 from .teacher import check_classes, Teacher
 from .training import state_name
@@ -26,6 +27,7 @@ from matplotlib.axes import Axes
 
 # %% ../nbs/30_label_teachers.ipynb #69ae4bb6
 @delegates(evaluate, but=['arch'])
+@own_modes()
 def cross_architecture(
     ds:DistilledSet,    # The set
     test,               # Real images, see `evaluate`
@@ -52,6 +54,7 @@ def check_archs(
     return archs
 
 # %% ../nbs/30_label_teachers.ipynb #2fd5f58a
+@own_modes()
 def relabel(
     ds:DistilledSet,    # The images to label
     teacher:Teacher,    # Who labels them; of the same classes, size and channel statistics
@@ -86,6 +89,7 @@ def _check_labeller(ds, teacher, which):
 
 # %% ../nbs/30_label_teachers.ipynb #c25c1020
 @delegates(evaluate)
+@own_modes()
 def label_teacher_curve(
     ds:DistilledSet,    # The images
     teachers,           # Label teachers: a list, or name -> `Teacher`
@@ -145,6 +149,7 @@ def plot_label_teachers(
     return ax
 
 # %% ../nbs/30_label_teachers.ipynb #70c6d833
+@own_modes()
 def try_label_teachers(
     data:ImageData,            # The data; its validation part measures, and training images where that is the test part
     teachers:dict,             # name -> `Teacher`, weakest first, see `labels.label_states`

@@ -11,6 +11,7 @@ __all__ = ['EARLY_UP_TO', 'label_epoch_for', 'label_states', 'one_label_teacher'
 
 # %% ../nbs/11_labels.ipynb #260b36df
 from .basics import *
+from .engine.calls import alone, own_modes, served
 from .engine.fast_copies import fast_copy
 from .engine.memory import in_chunks
 from .mosaics import split_mosaics, tile_edges
@@ -90,6 +91,7 @@ def different(
 def _same(t, u): return t is u or bool(t.sha256) and t.sha256==u.sha256
 
 # %% ../nbs/11_labels.ipynb #99e0904c
+@served
 def patch_labels(
     model:nn.Module,           # Label teacher in eval mode: normalized images -> logits (n, classes)
     images:Tensor,             # Distilled images, raw pixels (n, 3, s, s), uint8
@@ -180,7 +182,7 @@ class OnlineLabels:
     )->Tensor:                      # Probabilities (n, classes), float32, rows sum to 1, on the device of `x`
         "What the teacher says to `x`"
         check_eval(self.model)
-        return soften(teacher_logits(self.fast, x), temperature)
+        with own_modes(), alone(self.model): return soften(teacher_logits(self.fast, x), temperature)
 
 # %% ../nbs/11_labels.ipynb #935d4e3e
 class StoredLabels:
@@ -206,6 +208,7 @@ class StoredLabels:
         return mix_patch_labels(logits, views, temperature).to(x.device)
 
 # %% ../nbs/11_labels.ipynb #d626eeaf
+@own_modes()
 def mix_patch_labels(
     logits:Tensor,            # Patch logits of the n images of the batch, (n, k, classes)
     views,                    # Their views

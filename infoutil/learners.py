@@ -9,6 +9,7 @@ __all__ = ['network_name', 'learner_teacher', 'learner_data']
 
 # %% ../nbs/33_learners.ipynb #881cbf14
 from .basics import *
+from .engine.calls import alone, own_modes
 from .data import channel_stats, ImageData, Split
 from .loaders import ImageItems
 from .distillation import distill
@@ -27,6 +28,7 @@ from pathlib import Path
 _distill_images = distill   # the method below has the same name
 
 @patch
+@own_modes()
 def distill(self:Learner,
     ipc:int=None,                # Images per class; None: 10, or what `cfg` says
     # An early teacher for labels at small IPC; None: the learner's network labels everything
@@ -79,10 +81,11 @@ def _is_made(model, arch, n_classes, size):
     if {k: v.shape for k,v in other.state_dict().items()}!={k: v.shape for k,v in weights.items()}: return False
     other.load_state_dict(weights)
     x = torch.randn(2, 3, size, size, generator=rng('a network by name')).to(device_of(model))
-    with torch.no_grad(): a, b = other.to(x.device).eval()(x), model(x)
+    with torch.no_grad(), alone(model): a, b = other.to(x.device).eval()(x.clone()), model(x.clone())
     return torch.is_tensor(b) and a.shape==b.shape and bool((a-b).abs().max()<=1e-4*b.abs().max())
 
 # %% ../nbs/33_learners.ipynb #058b99c4
+@own_modes()
 def learner_teacher(
     learn:Learner,   # A fitted fastai image classifier
 )->Teacher:          # Shares the learner's network

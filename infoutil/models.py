@@ -144,4 +144,4 @@ class MeanLogits(nn.Module):
         self.nets = nn.ModuleList(nets)
     def forward(self,
         x,      # What each of them takes
-    ): return torch.stack([net(x) for net in self.nets]).mean(0)
+    ): return torch.stack([net(x.clone()) for net in self.nets]).mean(0)

@@ -9,6 +9,7 @@ __all__ = ['teacher_place', 'teacher_beside', 'make_set', 'RunPlan', 'run_all', 
 
 # %% ../nbs/46_one_run.ipynb #552cde0d
 from .basics import *
+from .engine.calls import own_modes
 from .comparison import compare
 from .data import guess_size, ImageData, load_data
 from .distillation import distill
@@ -72,6 +73,7 @@ def _check_its_images(teacher, data, path, valid_frac):
                        "remove it to have another one trained")
 
 # %% ../nbs/46_one_run.ipynb #531ab62e
+@own_modes()
 def make_set(
     data,                        # Folder or name in `data.SPECS`
     teacher,                     # Directory written by `infoutil teacher`
@@ -138,6 +140,7 @@ class RunPlan:
     on_error:str='fail'      # An image that cannot be read: 'fail' or 'skip'
     label_teacher:str='auto' # Who labels, see `methods.LABEL_TEACHERS`
 
+@own_modes()
 def run_all(
     data,                    # Folder or name in `data.SPECS`
     out,                     # Directory to make; one that was begun with the same settings goes on

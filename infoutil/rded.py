@@ -9,6 +9,7 @@ __all__ = ['PICTURES', 'random_boxes', 'rded_crops', 'pictures', 'RDED']
 
 # %% ../nbs/15_rded.ipynb #8599d2c3
 from .basics import *
+from .engine.calls import own_modes
 from .pixels import cut_patches
 from .coresets import WholeClass
 from .data import Candidates
@@ -37,6 +38,7 @@ def random_boxes(
     return torch.stack([top, left, side, side], 1).long()
 
 # %% ../nbs/15_rded.ipynb #7bcb8a37
+@own_modes()
 def rded_crops(
     cands:Candidates,       # Images of one class
     n:int,                  # Crops to choose, 1 or more, at most one an image

@@ -10,6 +10,7 @@ __all__ = ['CASES', 'hard_label_recovery', 'improvement_over_random', 'label_rob
 
 # %% ../nbs/31_robust_scores.ipynb #0e74515b
 from .basics import *
+from .engine.calls import own_modes
 from .distilled_set import DistilledSet
 from .student import RECIPE, Protocol, PROTOCOLS, recipe, student_arch, student_learner
 from .evaluation import evaluate, Result, test_dl
@@ -159,6 +160,7 @@ def without_augmentation(
     return replace(p, **_OFF)
 
 # %% ../nbs/31_robust_scores.ipynb #77dfe5a8
+@own_modes()
 def robust_scores(
     ds,                      # The set, or one a repeat
     random_set,              # As many random images of the same data, labelled by the same teacher; or one a repeat

@@ -10,6 +10,7 @@ __all__ = ['feature_stats', 'bn_distance', 'bn_layers', 'watch_bn', 'bn_loss', '
 
 # %% ../nbs/18_sre2l.ipynb #191c8a57
 from .basics import *
+from .engine.calls import alone, own_modes, served
 from .views import draw_views
 from .engine.progress import follow, Progress
 from .methods import Method, method, opt
@@ -91,7 +92,7 @@ def bn_loss(
     "How far the batch is from the data that `model` was trained on, summed over its BatchNorm layers"
     check_eval(model)
     check_batch(x)
-    with watch_bn(model) as found: model(x)
+    with alone(model), watch_bn(model) as found, autocast(x.device, 'float32'): model(x.clone())
     return _weighted(found, first_bn)
 
 # %% ../nbs/18_sre2l.ipynb #f53a08e4
@@ -188,6 +189,7 @@ def _descend(teacher, x, loss, view, iterations, lr, bn_weight, watch, show_prog
                        "check the teacher, or lower lr")
 
 # %% ../nbs/18_sre2l.ipynb #7da8f64c
+@served
 def recover(
     teacher:Teacher,            # Network with BatchNorm in eval mode, converged; nothing of it is changed
     x:Tensor,                   # Where to start: normalized (n, 3, size, size), usually noise; not changed
@@ -236,6 +238,7 @@ def sre2l_batches(
 def _noise(seed, c, j, size): return torch.randn(3, size, size, generator=rng(seed, 'sre2l noise', c, j))
 
 @delegates(recover, but=['watch', 'show_progress'])
+@own_modes()
 def sre2l_images(
     teacher:Teacher,        # Network with BatchNorm in eval mode, the converged one
     n_classes:int,          # Classes of the teacher

@@ -12,6 +12,7 @@ __all__ = ['REGIMES', 'LABELS', 'RECIPE', 'PROTOCOLS', 'Regime', 'regime', 'Onli
 
 # %% ../nbs/28_student.ipynb #61670f90
 from .basics import *
+from .engine.calls import alone, own_modes
 from .models import get_model, own_arch
 from .loaders import PictureLoaders
 from .training import Autocast, EpochBar, TidyLearner
@@ -215,6 +216,7 @@ def unlike_rded(
     return ', '.join(f'{k}={v}' for k,v in p.items() if v!=q[k])
 
 # %% ../nbs/28_student.ipynb #3c7aaad3
+@own_modes()
 def student_learner(
     ds:DistilledSet,         # What to learn from
     valid=None,              # fastai DataLoader of real, normalized images; None: the learner cannot validate
@@ -264,8 +266,8 @@ def fit_distilled(self:Learner,
     if cb is None:
         raise InfoUtilError("this learner has no distilled set; one made by student_learner is accepted; use fit for "
                             "ordinary data")
-    with self.no_bar(), self.no_logging(), seeded(self.seed, 'student run'), _room_for(self.dls.train.bs):
-        with Progress(stage, cb.epochs, 'epochs', show=show_progress) as bar:
+    with own_modes(), self.no_bar(), self.no_logging(), seeded(self.seed, 'student run'), _room_for(self.dls.train.bs):
+        with alone(self.model), Progress(stage, cb.epochs, 'epochs', show=show_progress) as bar:
             self.fit(cb.epochs, cbs=[EpochBar(bar)] if show_progress else None)
     return self
 
@@ -539,6 +541,7 @@ def _room_for(bs):
                           f"Protocol(bs={max(bs//2, 1)})") from e
 
 # %% ../nbs/28_student.ipynb #c748b6db
+@own_modes()
 def with_view_labels(
     ds:DistilledSet,           # A set with its label teacher
     protocol=RECIPE,           # A name in `PROTOCOLS`, or a `Protocol`; students follow it in all that concerns views

@@ -12,6 +12,7 @@ __all__ = ['TEACHER_SCHEMA', 'TRIED', 'ON_ERROR', 'Teacher', 'predict', 'check_f
 
 # %% ../nbs/10_teacher.ipynb #9eca1c75
 from .basics import *
+from .engine.calls import alone, answer, own_modes, served
 from .engine.seen_images import count_seen, fingerprints, sha256
 from .images import find_broken, read_images
 from .data import ImageData, Split, without
@@ -75,6 +76,7 @@ def _logits(out, n):
     except InfoUtilError as e: raise TeacherError(str(e)) from e
     return out.float()
 
+@served
 @torch.inference_mode()
 def predict(
     model:nn.Module,          # Network in eval mode
@@ -87,7 +89,8 @@ def predict(
     check_batch(x)
     dev = device_of(model)
     with autocast(dev, precision):
-        return torch.cat([_logits(model(c.to(dev, memory_format=torch.channels_last)), len(c)) for c in x.split(chunk)])
+        ours = lambda c: c.to(dev, memory_format=torch.channels_last, copy=True)      # the network may work in place
+        return torch.cat([_logits(answer(model, ours(c)), len(c)) for c in x.split(chunk)])
 
 # %% ../nbs/10_teacher.ipynb #efc84514
 def check_finite(
@@ -129,7 +132,8 @@ def state_of(
 )->tuple:              # Weights by name on the CPU, and a dict: what its JSON says apart from the digest
     "What is written of a teacher"
     # cloned, since tied weights share memory and a file does not
-    weights = {k:v.detach().cpu().contiguous().clone() for k,v in teacher.model.state_dict().items()}
+    with alone(teacher.model):
+        weights = {k:v.detach().cpu().contiguous().clone() for k,v in teacher.model.state_dict().items()}
     acc = None if math.isnan(teacher.accuracy) else teacher.accuracy
     return weights, dict(schema=TEACHER_SCHEMA, arch=teacher.arch, classes=list(teacher.classes), size=teacher.size,
                          mean=list(teacher.mean), std=list(teacher.std), epoch=teacher.epoch,
@@ -156,6 +160,7 @@ def write_state(
     return digest
 
 # %% ../nbs/10_teacher.ipynb #eef9d4cd
+@own_modes()
 def load_teacher(
     path,                     # Directory written by `train_teacher` or `save_teacher`
     # 'early', 'converged', the name that it was saved under, or several: 'early+converged'; DIR:NAME is a state of
@@ -420,6 +425,7 @@ def mean_teacher(
 TRIED = 500   # real images that a teacher is tried on at most
 ON_ERROR = ('fail', 'skip')   # what to do about an image that cannot be read
 
+@own_modes()
 def check_teacher(
     teacher:Teacher,    # Who is going to judge
     data:ImageData,     # The data it is going to judge
@@ -463,6 +469,7 @@ def _to_try(data, n):
     return pairs+[p for p in draw(data.train) if p not in pairs][:n-len(pairs)]
 
 # %% ../nbs/10_teacher.ipynb #5589f2b8
+@own_modes()
 def preflight(
     teacher:Teacher,        # Who is going to judge
     data:ImageData,         # The data it is going to judge

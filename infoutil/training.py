@@ -11,6 +11,7 @@ __all__ = ['SCHEDULES', 'OTHER_SCHEDULES', 'BATCH', 'FitPlan', 'state_name', 'pl
 
 # %% ../nbs/20_training.ipynb #1a53ab7d
 from .basics import *
+from .engine.calls import alone, own_modes
 from .images import find_broken, read_images
 from .engine.seen_images import fingerprints, sketch, warn_duplicates
 from .data import guess_size, ImageData, load_data, without
@@ -113,6 +114,7 @@ def strength_name(
 
 
 # %% ../nbs/20_training.ipynb #e902e176
+@own_modes()
 def train_teacher(
     data,                        # What to learn: folder, name in `SPECS`, or `ImageData`
     path=None,                   # Directory for the checkpoints; None: nothing is written
@@ -161,6 +163,7 @@ def _checked_sizes(size, bs, checkpoints, path):
     return share_of(bs)
 
 # %% ../nbs/20_training.ipynb #7117dd38
+@own_modes()
 def fit(
     learn:Learner,             # Of `teacher_learner`
     data:ImageData,            # What its loaders were made from
@@ -176,7 +179,7 @@ def fit(
     rising = [KeepRising(data, run.folder)] if run and run.folder and plan.strengths else []
     cbs = [*_early_states(plan, data, run), *rising, counts, KeepEpochs(counts, keep, begin)]
     with _forgets_divergence(run, plan):
-        with _seeded_run(plan.seed), measure(learn.dls.device) as stage, shared_fit(learn):
+        with _seeded_run(plan.seed), alone(learn.model), measure(learn.dls.device) as stage, shared_fit(learn):
             first = begin[1]['epoch'] if begin else 0
             with begin_at(learn, first): _fit_schedule(learn, plan, cbs, show_progress, first)
         teacher = state_after(learn, plan.epochs, data)
@@ -211,6 +214,7 @@ class TidyLearner(Learner):
             raise
 
 # %% ../nbs/20_training.ipynb #5bc5f65f
+@own_modes()
 def teacher_learner(
     data:ImageData,           # What to learn
     arch:str=None,            # Network, a name that `get_model` knows; None: `default_arch`

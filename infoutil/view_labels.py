@@ -10,6 +10,7 @@ __all__ = ['VIEWS_VERSION', 'YES_OR_NO', 'ViewKey', 'whole', 'is_number', 'check
 
 # %% ../nbs/27_view_labels.ipynb #5a5b845f
 from .basics import *
+from .engine.calls import own_modes
 from .engine.fast_copies import fast_copy
 from .engine.progress import follow
 from .labels import soften, teacher_logits
@@ -283,6 +284,7 @@ def restore(cls:ViewLabels,
     return cls(**{**recipe, 'key': ViewKey(**recipe['key'])}, **tensors)
 
 # %% ../nbs/27_view_labels.ipynb #2e712cd6
+@own_modes()
 def view_labels(
     model:nn.Module,             # Label teacher in eval mode: normalized views -> logits (n, classes)
     images:Tensor,               # Distilled images, raw pixels (n, 3, s, s), uint8

@@ -9,14 +9,17 @@ __all__ = ['made_copies', 'fast_copy', 'FastCopy']
 
 # %% ../../nbs/engine/fast_copies.ipynb #3a025106
 from ..basics import *
+from .calls import alone, answer, own_modes, parts_of
 from .memory import is_out_of_memory
 from contextlib import suppress
 from copy import deepcopy
 from inspect import getattr_static
+from threading import get_ident, Lock
+from types import FunctionType, ModuleType
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from weakref import WeakKeyDictionary
-import torch
+import numpy as np, torch
 
 # %% ../../nbs/engine/fast_copies.ipynb #d730b153
 def fast_copy(
@@ -24,7 +27,7 @@ def fast_copy(
     precision:str='float32',   # 'float32': differs by rounding, some 1e-6 of the outputs; or see `basics.autocast`
 )->"FastCopy":                 # A frozen copy, to be called like the model; the model itself is never altered
     "A copy of `model` for inference, made once for as long as the weights stay the same"
-    check_eval(model)
+    check_eval(model, alone=False)                            # of the whole batch, where a network takes statistics
     check_choice('precision', precision, PRECISIONS)
     return FastCopy(model, precision)
 
@@ -33,26 +36,33 @@ class FastCopy(nn.Module):
     "What `fast_copy` returns: images in any layout -> outputs of the network, without gradients, float32 or longer"
     def __init__(self, model, precision):
         super().__init__()
-        self.precision, self._parts = precision, (model, _candidates(model))   # a tuple: nothing is registered
+        self.precision, self._turn = precision, parts_of(model)
+        with alone(parts=self._turn): self._parts = model, _candidates(model)   # a tuple: nothing is registered
         self.eval()
     def parameters(self, recurse=True):
         return self._parts[0].parameters(recurse) if isinstance(self._parts[0], nn.Module) else iter(())
     def _serves(self, x):
-        return self._parts[1].pick(self._parts[0], x) if self._parts[1] and len(x) else ('as it is', None)
+        if not self._parts[1] or not len(x): return 'as it is', None
+        with alone(parts=self._turn): return self._parts[1].pick(self._parts[0], x)
     def how(self, x): return self._serves(x)[0]              # 'folded', 'channels last' or 'as it is'
     def widest(self, x): return self._serves(x)[1]           # bytes of an image's largest activation; None: unknown
     def layout(self, x): return torch.contiguous_format if self.how(x)=='as it is' else torch.channels_last
     def net(self, how, low=False):                           # the copy itself; `low`: with bfloat16 weights
         if how=='as it is': return self._parts[0]
         return self._parts[1].rounded(how) if low else self._parts[1].copies[how]
-    @torch.no_grad()
     def forward(self, x):
-        how, low = self.how(x), autocast(x.device, self.precision)
+        z = x.contiguous(memory_format=self.layout(x))
+        return self.spend(z.clone() if z is x else z)        # the network may work in place, and never on the caller's
+    @torch.no_grad()
+    def spend(self, x):                                      # the same for images whose memory the network may change
+        how = self.how(x)
         x = x.contiguous(memory_format=self.layout(x))
-        alone = len(x)==1 and how!='as it is'                # one image takes another path through a linear layer
-        with low: out = self.net(how, isinstance(low, torch.autocast))(torch.cat([x, x]) if alone else x)
-        check_logits(out, len(x)+alone)
-        out = out[:1] if alone else out
+        lone = len(x)==1 and how!='as it is'                 # one image takes another path through a linear layer
+        with alone(parts=self._turn), autocast(x.device, self.precision):
+            net = self.net(how, is_bfloat16(x.device, self.precision))
+            out = net(torch.cat([x, x]) if lone else x)
+        check_logits(out, len(x)+lone)
+        out = out[:1] if lone else out
         return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
 
 # %% ../../nbs/engine/fast_copies.ipynb #b61ef231
@@ -79,9 +89,22 @@ def _pairs(graph, mods):
         if not (once(n, nn.BatchNorm2d) and once(c, nn.Conv2d) and len(c.users)==1): continue
         if mods[n.target].running_mean is not None and mods[c.target].weight.dtype in long: yield c, n
 
+_tracing = Lock()                    # a trace changes how the whole process calls modules
+
+class _Tracer(fx.Tracer):
+    "Traces what this thread calls, and lets others go on"
+    def trace(self, *args, **kwargs):
+        self.thread = get_ident()
+        return super().trace(*args, **kwargs)
+    def call_module(self, m, forward, args, kwargs):
+        if get_ident()!=self.thread: return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
 def _folded(model):
     "`model` traced, with every BatchNorm gone that can be folded; takes the model over"
-    g = fx.symbolic_trace(model)
+    tracer = _Tracer()
+    with _tracing: g = tracer.trace(model)
+    g = fx.GraphModule(tracer.root, g, type(model).__name__)
     mods = dict(g.named_modules(remove_duplicate=False))
     for c,n in list(_pairs(g.graph, mods)):
         where, _, name = c.target.rpartition('.')
@@ -111,20 +134,48 @@ def _same(ts, kept):
     return len(ts)==len(kept) and all(alike(a.detach(), b) for a,b in zip(ts, kept))
 
 # %% ../../nbs/engine/fast_copies.ipynb #206c4697
+_LIBRARIES = ('torch', 'torchvision', 'timm', 'fastai', 'numpy', 'builtins')   # nobody changes them between two calls
+
+def _theirs(v): return str(getattr(v, '__module__', None) or '').partition('.')[0] in _LIBRARIES
+
 def _mark(v, deep=3):
     "What an attribute is compared by: its value where plain, its members', else the object and its plain values"
     if isinstance(v, _PLAIN): return v
     if torch.is_tensor(v): return id(v), None if v.is_inference() else v._version
-    if not deep: return id(v)
+    if isinstance(v, np.ndarray): return id(v), v.dtype.str, v.shape, id(v) if v.dtype.hasobject else v.tobytes()
+    if isinstance(v, ModuleType) or not deep: return id(v)
     if isinstance(v, dict):
         return [(k if isinstance(k, _PLAIN) else id(k), _mark(u, deep-1)) for k,u in v.items()]
     if isinstance(v, (list, tuple, set, frozenset)): return [_mark(u, deep-1) for u in v]
-    return id(v), [(k, u) for k,u in getattr(v, '__dict__', {}).items() if isinstance(u, _PLAIN)]
+    kinds = [c for c in (v if isinstance(v, type) else type(v)).__mro__ if not _theirs(c)]
+    told = [*getattr(v, '__dict__', {}).items(), *(p for c in kinds for p in vars(c).items())]
+    return id(v), [(k, _mark(u, 0)) for k,u in told if isinstance(u, (*_PLAIN, np.ndarray))]
+
+# %% ../../nbs/engine/fast_copies.ipynb #db5cc227
+def _around(v, deep=3):
+    "What a function is compared by: its code, and the global names, helpers and enclosing variables that it reads"
+    f = getattr(v, '__func__', getattr(v, 'fget', v))         # of class and static methods, and of properties
+    if not isinstance(f, FunctionType): return _mark(v)
+    if _theirs(f) or not deep: return id(f)
+    read = {k: f.__globals__[k] for k in f.__code__.co_names if k in f.__globals__}
+    for m in [m for m in read.values() if isinstance(m, ModuleType) and m.__name__.partition('.')[0] not in _LIBRARIES]:
+        read |= {f'{m.__name__}.{k}': vars(m)[k] for k in f.__code__.co_names if k in vars(m)}
+    found = [*read.items(), *enumerate(map(_held, f.__closure__ or ())), *enumerate(f.__defaults__ or ())]
+    return id(f), id(f.__code__), [(k, _around(u, deep-1)) for k,u in found]
+
+def _held(cell):
+    "An enclosing variable; None before it has a value"
+    with suppress(ValueError): return cell.cell_contents
+
+def _code(kind):
+    "What a class of modules, and its bases outside of torch, say and read"
+    return [(k, _around(v)) for c in kind.__mro__ if not _theirs(c) for k,v in vars(c).items()]
 
 def _settings(model):
     "What a trace takes for constant: modules, their code, and their attributes but for tensors, which `_same` compares"
-    marks = lambda m: [(k, None if torch.is_tensor(v) else _mark(v)) for k,v in _own(m).items()]
-    return [(name, id(m), id(getattr_static(type(m), 'forward', None)), marks(m)) for name,m in model.named_modules()]
+    marks = lambda m: [(k, None if torch.is_tensor(v) else _around(v)) for k,v in _own(m).items()]
+    mods = [(name, id(m), id(getattr_static(type(m), 'forward', None)), marks(m)) for name,m in model.named_modules()]
+    return mods, [_code(kind) for kind in dict.fromkeys(type(m) for m in model.modules())]
 
 # %% ../../nbs/engine/fast_copies.ipynb #4537c9f0
 _WRAPPED = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -173,7 +224,7 @@ class _Widest(TorchDispatchMode):
 def _try(net, x, want):
     "Bytes of an image's largest activation where `net` takes channels-last `x` and agrees with `want`, else None"
     try:
-        with _Widest(net) as seen: out = net(x.contiguous(memory_format=torch.channels_last))
+        with _Widest(net) as seen: out = net(x.clone(memory_format=torch.channels_last))
         return seen.bytes//len(x) if _agrees(out, want) else None
     except Exception as e:                                    # whatever a traced or rearranged network may raise
         if is_out_of_memory(e): raise                         # that is no answer
@@ -197,7 +248,7 @@ def _rounded(net):
 # %% ../../nbs/engine/fast_copies.ipynb #7f55ef6c
 made_copies = WeakKeyDictionary()                             # model -> its candidates
 
-@torch.inference_mode(False)                                  # tensors made in inference mode cannot be changed
+@own_modes()                                                  # tensors made in inference mode cannot be changed
 def _candidates(model):
     "Candidates of a model, from the store where they still fit; None where it is left alone"
     if not _may_copy(model): return None
@@ -209,7 +260,7 @@ def _candidates(model):
 def _compared(cands, model, x):
     "The first copy that agrees with the model on `x`"
     try:
-        with torch.no_grad(): want = model(x.contiguous())
+        with torch.no_grad(): want = answer(model, x.clone(memory_format=torch.contiguous_format))
         if not cands.fits(model): cands.copies, cands.serves = {}, {}        # it changes itself as it runs
         tried = ((how, _try(net, x, want)) for how,net in cands.copies.items())
         return next((t for t in tried if t[1] is not None), ('as it is', None))

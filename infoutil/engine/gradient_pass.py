@@ -6,20 +6,20 @@ Docs: https://infoutil.github.io/infoutil/engine/gradient_pass.html.md"""
 
 # %% auto #0
 __all__ = ['ATTENTION_OUT', 'Plan', 'pass_sq', 'weights', 'frozen', 'check_answers', 'check_finite_sums', 'residual', 'Mismatch',
-           'Call', 'note_call', 'one_out', 'attends', 'images_a_pass', 'in_passes']
+           'params_read', 'Call', 'note_call', 'one_out', 'attends', 'images_a_pass', 'in_passes']
 
 # %% ../../nbs/engine/gradient_pass.ipynb #2b05b3fe
 from ..basics import *
+from .calls import graph_nodes, mend_batch_norms, plain_attention
 from .gradient_rules import blocks, layer_sq, room, row_sq, RULES, untouched, wide, wide_norm
 from .memory import in_chunks, is_out_of_memory, memory_free
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 import torch, torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 # %% ../../nbs/engine/gradient_pass.ipynb #d096b83c
@@ -32,6 +32,8 @@ class Plan:
     widest:int=1    # numbers in the largest output of any module for one image
     held:int=1      # numbers in the outputs of all layers for one image
     last:bool=False # whether images go in channels-last
+    unread:dict=field(default_factory=dict)   # parameters that the first image did not reach, by name
+    reads:Counter=None   # how often each is read, where the network looks at its data and may choose; None: it does not
 
     def routes(self):
         "Layer or parameter name -> 'rule', 'copy' or 'replay of' a module"
@@ -44,13 +46,15 @@ def _refuse(name): raise Mismatch(name)
 def pass_sq(model, x, y, plan, precision, only=None, misfit=_refuse):
     "Logits, residual lengths and, by part, squared norms per image; with `only`, that row's loss alone counts"
     n, parts, jobs = len(x), {}, []
-    with frozen(model):
+    if plan.reads is not None and only is None: _check_reads(model, x, plan, precision)
+    with frozen(model, plan.unread.values()):
         leaves = {k: _batch_copy(p, n) for k,p in plan.copies.items()}
         logits = _forward(model, x.clone(), plan, precision, parts, jobs, leaves, misfit)
+        if plan.unread and params_read(logits, plan.unread): raise Mismatch('an image reaches other parameters')
         check_answers(logits, x, y)
         unit, size = residual(logits, y)
         if only is not None: unit = unit*(torch.arange(n, device=x.device)==only)[:,None]
-        if logits.requires_grad: logits.backward(unit.to(logits.dtype))
+        if logits.requires_grad: mend_batch_norms(logits).backward(unit.to(logits.dtype))
         parts.update({k: row_sq(t.grad.flatten(1)) for k,t in leaves.items() if t.grad is not None})
         for name,call,g in jobs:
             if not call.intact():
@@ -164,6 +168,19 @@ def _forward(model, x, plan, precision, parts, jobs, leaves, misfit):
 
 ATTENTION_OUT = type(nn.MultiheadAttention(1, 1).out_proj)     # a linear layer that attention reads and never calls
 
+# %% ../../nbs/engine/gradient_pass.ipynb #19bc46e6
+def params_read(out, params):
+    "How often each of `params` is read in the autograd graph of `out`"
+    names = {id(p): k for k,p in params.items()}
+    read = (names.get(id(getattr(g, 'variable', None))) for f in graph_nodes(out) for g,_ in f.next_functions)
+    return Counter(k for k in read if k is not None)
+
+def _check_reads(model, x, plan, precision):
+    "Refuse images for which the network reads its parameters otherwise than for the first"
+    ps = weights(model)
+    with frozen(model, ps.values()), autocast(x.device, precision): logits = model(x.clone())
+    if params_read(logits, ps)!=plan.reads: raise Mismatch('these images take another way')
+
 # %% ../../nbs/engine/gradient_pass.ipynb #44e38f84
 def _batch_copy(p, n):
     "`n` copies of a parameter along a batch axis, broadcastable as the one was"
@@ -213,12 +230,18 @@ def _replay(m, params, batched, call, g):
     for s in blocks(len(g), sum(p.numel() for p in ps.values()), room(g, 2**22)):
         part = [r[s] for r in rows]
         try:
-            with sdpa_kernel(SDPBackend.MATH): parts.append(vmap(sq)(*part))
+            with plain_attention(): parts.append(vmap(sq)(*part))
         except RuntimeError as e:                                     # an operation that vmap does not know: row by row
             if is_out_of_memory(e): raise
-            each = [sq(*r) for r in zip(*part)]
+            each = [_one_sq(value, ps, r) for r in zip(*part)]
             parts.append({k: torch.stack([e[k] for e in each]) for k in ps})
     return {k: torch.cat([p[k] for p in parts]) for k in ps}
+
+def _one_sq(value, ps, row):
+    "Squared gradient norms of `ps` for one row, by autograd"
+    ps = {k: p.requires_grad_() for k,p in ps.items()}
+    gs = torch.autograd.grad(mend_batch_norms(value(ps, *row)), list(ps.values()), allow_unused=True)
+    return {k: wide(p.new_zeros(())) if g is None else wide_norm(g)**2 for (k,p),g in zip(ps.items(), gs)}
 
 # %% ../../nbs/engine/gradient_pass.ipynb #549ef9fd
 class _Part:

@@ -114,7 +114,7 @@ def choose_chunk(
     "How many images a pass suit a network, a device and the memory that is free"
     wide, cpu = fast.widest(x), x.device.type=='cpu'
     if wide is None: return 16 if cpu else 1024               # a function that nobody can look into
-    if isinstance(autocast(x.device, fast.precision), torch.autocast): wide //= 2
+    if is_bfloat16(x.device, fast.precision): wide //= 2
     suits = min(64, _cache_bytes()//2//wide) if cpu else 1024
     return max(2, min(suits, memory_free(x.device)//(16*wide)))
 

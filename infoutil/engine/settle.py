@@ -9,6 +9,7 @@ __all__ = ['OPEN', 'ExactJudge', 'open_windows', 'round_scores', 'round_maps']
 
 # %% ../../nbs/engine/settle.ipynb #c10d6ece
 from ..basics import *
+from .calls import alone
 from .memory import is_out_of_memory
 import math
 from copy import deepcopy
@@ -39,7 +40,7 @@ class ExactJudge:
 
     def _copy(self):
         try:
-            long = deepcopy(self.model)
+            with alone(self.model): long = deepcopy(self.model)
             return (long if has_float64(device_of(long)) else long.cpu()).double()
         except Exception: return False       # whatever a network of the user's own may raise when it is copied
 
