@@ -61,6 +61,7 @@ class DistilledSet:
     size   = property(lambda s: s.images.shape[-1],     doc="Side of the images in pixels")
     ipc    = property(lambda s: len(s)//len(s.classes), doc="Images per class")
     factor = property(lambda s: s.meta['factor'],       doc="Tiles along one side of an image")
+    flip   = property(lambda s: s.meta.get('flip') is not False, doc="Whether a mirrored image is still of its class")
     mean   = property(lambda s: tuple(s.meta['mean']),  doc="Channel means of 0-1 pixels")
     std    = property(lambda s: tuple(s.meta['std']),   doc="Channel deviations of 0-1 pixels")
 

@@ -1,0 +1,154 @@
+"Rules that were once broken, or said and not kept, one by one: digits and their mirror images, estimators, defaults by size, what is read beside what"
+import itertools, json, math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+import pytest, torch, torch.nn.functional as F
+from torch import nn
+from infoutil.basics import InfoUtilError, rng, seeded
+from infoutil.data import load_data, SPECS
+from infoutil.distillation import distill
+from infoutil.distilled_set import DistilledSet
+from infoutil.student import Protocol, PROTOCOLS, student_learner, view_key
+from infoutil.teacher import load_teacher, Teacher
+import infoutil.student as S, infoutil.views as V
+
+# --- digits are never mirrored ----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def mirrored(monkeypatch):
+    "For every batch of views that is drawn anywhere: how many of them are mirrored"
+    seen, real = [], V.draw_views
+    def draw(*a, **kw):
+        seen.append(int((v := real(*a, **kw)).flip.sum()))
+        return v
+    import infoutil.view_labels as W, infoutil.sre2l as R
+    for m in (V, S, W, R): monkeypatch.setattr(m, 'draw_views', draw)
+    return seen
+
+@pytest.fixture(scope='module')
+def a_set(digits):
+    "Ten digits, distilled by name"
+    t = digits['teacher']
+    return distill(digits['data'], t, ipc=2, method='random', label_teacher='converged', show_progress=False)
+
+HOW = dict(epochs=2, device='cpu')
+
+def train(ds, **kw): return student_learner(ds, arch='convnet2_8', **{**HOW, **kw}).fit_distilled(False)
+
+def test_sets_of_digits_carry_that_they_are_not_mirrored(a_set, tmp_path):
+    assert a_set.meta['flip'] is False and not a_set.flip
+    back = DistilledSet.load(a_set.save(tmp_path/'set'))
+    assert back.meta['flip'] is False and not back.flip
+    assert json.loads((tmp_path/'set'/'infoutil.json').read_text())['flip'] is False
+    assert replace(a_set, meta={k: v for k,v in a_set.meta.items() if k!='flip'}).flip                 # a set of an earlier version
+
+@pytest.mark.parametrize('labels', ['online', 'stored', 'hard', 'views'])
+@pytest.mark.parametrize('protocol', ['best', 'rded', 'paper', 'rd3'])
+def test_no_student_of_digits_sees_a_mirrored_one(a_set, mirrored, labels, protocol):
+    ds = a_set.with_view_labels(protocol, 'convnet2_8', epochs=2, device='cpu', show_progress=False) if labels=='views' else a_set
+    train(ds, labels=labels, protocol=protocol)
+    assert len(mirrored)>=2 and sum(mirrored)==0
+    if labels!='views':
+        train(replace(ds, meta={k: v for k,v in ds.meta.items() if k!='flip'}), labels=labels, protocol=protocol)
+        assert sum(mirrored)>0                                                                        # as it was
+
+def test_evaluate_train_and_compare_see_digits_as_they_are(a_set, mirrored, digits, tmp_path):
+    from infoutil.comparison import compare
+    from infoutil.continual_learning import continual
+    from infoutil.evaluation import evaluate
+    from infoutil.kept_students import train_student
+    data = digits['data']
+    res = evaluate(a_set, data.test, 'convnet2_8', repeats=1, show_progress=False, **HOW)
+    assert res.config['recipe']['flip'] is False
+    train_student(a_set, tmp_path/'student', 'convnet2_8', show_progress=False, **HOW)
+    continual(a_set, data.test, 2, 1, 'convnet2_8', show_progress=False, **HOW)
+    compare(data, digits['dir']/'teacher', tmp_path/'grid', methods=['random'], ipc=[1], archs=['convnet2_8'], labels=['online', 'views', 'stored', 'hard'],
+            protocols=['rded'], label_teachers=['converged'], repeats=1, epochs=2, device='cpu', show_progress=False)
+    assert len(mirrored)>10 and sum(mirrored)==0
+
+def test_trial_students_see_digits_as_they_are(digits, mirrored):
+    t = digits['teacher']
+    other = replace(t, sha256='', epoch=1)
+    ds = distill(digits['data'], t, other, ipc=1, method='random', label_teacher='auto', show_progress=False)
+    assert ds.meta['label_trial'] and mirrored and sum(mirrored)==0
+
+def test_labels_of_mirrored_views_are_not_taken_for_those_of_digits(a_set):
+    "Labels that an earlier version made of a set of digits, put beside a set that says no"
+    old = replace(a_set, meta={k: v for k,v in a_set.meta.items() if k!='flip'}).with_view_labels('rded', epochs=2, device='cpu', show_progress=False)
+    with pytest.raises(InfoUtilError, match='flip'): student_learner(replace(a_set, views=old.views), labels='views', protocol='rded', **HOW)
+    train(old, labels='views', protocol='rded')
+
+def test_photographed_digits_are_not_mirrored_while_sre2l_grows_them(monkeypatch, mirrored, digits, tmp_path):
+    "They have 64 px, where SRe2L mirrors"
+    from infoutil.models import get_model
+    data = load_data('digits_on_photos', dest=tmp_path)
+    net = get_model('convnet2_8', 10, 64).eval()
+    t = Teacher(net, 'convnet2_8', data.classes, 64, data.spec.mean, data.spec.std, 1, .9)
+    make = lambda data: distill(data, t, ipc=1, method='sre2l', iterations=8, label_teacher='converged', preflight=False, show_progress=False)
+    ds = make(data)
+    assert not ds.flip and len(mirrored)>=8 and sum(mirrored)==0
+    assert make(replace(data, spec=None)).flip and sum(mirrored)>0
+
+def test_other_sets_are_mirrored_as_before(digits, mirrored):
+    data = digits['data']
+    ds = distill(replace(data, spec=None), digits['teacher'], ipc=2, method='random', label_teacher='converged', show_progress=False)
+    assert 'flip' not in ds.meta and ds.flip
+    train(ds, labels='stored', protocol='rded', epochs=4)
+    assert sum(mirrored)>0
+    before = len(mirrored)
+    train(ds, labels='stored', protocol='plain')
+    assert sum(mirrored[before:])==0
+    assert view_key(ds, Protocol(), 2, 4).flip and not view_key(ds, Protocol(flip=False), 2, 4).flip
+
+# --- KernelSHAP is consistent ------------------------------------------------------------------------------------------------
+
+def values_of(d, key):
+    "What every coalition of `d` players earns: single players, pairs, triples, and a little of everything"
+    from infoutil.attribution import all_masks
+    m = all_masks(d).double()
+    g = rng('game', key)
+    pick = lambda k, n: [torch.randperm(d, generator=g)[:k] for _ in range(n)]
+    terms = [(float(torch.randn(1, generator=g))/k, who) for k in (1, 2, 3, 5) for who in pick(k, 12)]
+    return sum(w*m[:, who].prod(1) for w,who in terms)+.05*torch.randn(len(m), generator=g).double()
+
+def kernel_error(v, calls, seed, method, grid=4):
+    from infoutil.attribution import exact_matrix, plan_coalitions
+    d, exact = grid*grid, exact_matrix(grid*grid)@v
+    masks, solve = plan_coalitions(grid, calls, seed, method)
+    assert len(masks)<=calls and len(masks.unique(dim=0))==len(masks)
+    phi = solve(v[(masks*2**torch.arange(d)).sum(1)][None])[0][0]
+    assert abs(float(phi.sum()-v[-1]+v[0]))<1e-9
+    return float((phi-exact).norm()/exact.norm())
+
+@pytest.mark.parametrize('method', ['kernel', 'kernel_unpaired'])
+def test_the_error_of_kernel_falls_to_nothing(method):
+    "It rose: of 16 patches, coalitions of one and of fifteen are few, and were counted once however often they are drawn"
+    v = values_of(16, 0)
+    error = {calls: sum(kernel_error(v, calls, s, method) for s in range(n))/n for calls,n in ((128, 6), (512, 4), (2048, 2), (8000, 1), (30_000, 1), (60_000, 1), (65_534, 1))}
+    e = list(error.values())
+    assert all(b<a for a,b in zip(e, e[1:])), error
+    assert error[60_000]<.15*error[512] and error[65_534]<.02*error[128], error
+    half = {calls: sum(kernel_error(v, calls, s, method) for s in range(6)) for calls in (128, 512)}
+    assert half[512]<.65*half[128]                                           # as the root of the budget, or better
+
+@pytest.mark.parametrize('grid', [2, 3])
+def test_kernel_with_all_coalitions_is_exact(grid):
+    d = grid*grid
+    v = values_of(d, grid) if d>5 else torch.randn(2**d, generator=rng('small')).double()
+    assert kernel_error(v, 2**d-(2 if grid==3 else 0), 0, 'kernel', grid)<.02
+    from infoutil.attribution import ESTIMATORS, exact_matrix
+    for name,calls in (('kernel', 2**d), ('kernel_unpaired', 2**d)):                          # asked for by itself: `plan_coalitions` would take 'exact'
+        masks, solve = ESTIMATORS[name].plan(grid, calls, 0)
+        assert len(masks)==2**d
+        torch.testing.assert_close(solve(v[(masks*2**torch.arange(d)).sum(1)][None])[0][0], exact_matrix(d)@v, rtol=0, atol=1e-9)
+
+def test_sizes_are_drawn_by_the_shapley_kernel_in_both_ways():
+    from infoutil.attribution import draw_coalitions
+    for n in (3, 8, 300, 2000, 7000):                                # few of 2^15 pairs, one by one; many, at once
+        rows = draw_coalitions(16, n, True, 'law', n)
+        assert len(rows)==n==len(torch.cat([rows, ~rows]).unique(dim=0))/2
+        assert not ((rows.sum(1)==0)|(rows.sum(1)==16)).any()
+    first = torch.cat([draw_coalitions(4, 1, False, 'first', s) for s in range(4000)]).sum(1).bincount(minlength=4)[1:4]/4000
+    w = torch.tensor([1., .75, 1.])                                   # (d - 1)/(k(d - k)) of 4
+    assert (first-w/w.sum()).abs().max()<.03
