@@ -501,24 +501,31 @@ def grad_cam(
     x:Tensor,                # Normalized images (n, c, h, w)
     y:Tensor,                # Classes (n,)
     grid:int=4,              # Patches along one side
-    layer:nn.Module=None,    # Layer to look at, with an output (n, c, h, w); None: the last convolution
+    # Layer to look at, with an output (n, c, h, w); None: the last convolution, or the residual block around it
+    layer:nn.Module=None,
     chunk:int=64,            # Images a pass, halved where memory runs out
 )->Tensor:                   # (n, grid, grid), 0 or more, no unit
     "Grad-CAM maps at the resolution of the patch grid"
     check_batch(x, y)
     check_eval(model)
     _check_grid(x, grid)
-    layer = layer or _last_conv(model)
+    layer = layer or _late_layer(model)
     if not len(x): return x.new_zeros(0, grid, grid)
     x, y = x.to(device_of(model)), y.to(device_of(model))
     return torch.cat(in_chunks(lambda rows: _cam(model, x[rows], y[rows], grid, layer), len(x), chunk))
 
-def _last_conv(model):
-    "The last convolution, unless the network goes on for long behind it"
-    leaves = model.modules() if isinstance(model, nn.Module) else ()
-    leaves = [m for m in leaves if next(m.parameters(recurse=False), None) is not None]
-    last = max((i for i,m in enumerate(leaves) if isinstance(m, nn.Conv2d)), default=-1)
-    if last>=0 and 4*(last+1)>=len(leaves): return leaves[last]
+# what passes a residual block by, as torchvision, timm and fastai call it
+_PASSES_BY = ('downsample', 'shortcut', 'idpath', 'stochastic_depth', 'drop_path', 'proj')
+
+def _late_layer(model):
+    "The last convolution or the residual block around it, unless the network goes on for long behind it"
+    leaves = model.named_modules() if isinstance(model, nn.Module) else ()
+    leaves = [(k, m) for k,m in leaves if next(m.parameters(recurse=False), None) is not None]
+    last = max((i for i,(_,m) in enumerate(leaves) if isinstance(m, nn.Conv2d)), default=-1)
+    if last>=0 and 4*(last+1)>=len(leaves):
+        name, conv = leaves[last]
+        around = [model.get_submodule(name[:i]) for i,c in enumerate(name) if c=='.']
+        return next((m for m in reversed(around) if any(hasattr(m, k) for k in _PASSES_BY)), conv)
     raise InfoUtilError("the model has no convolution near its output; Grad-CAM accepts networks that end in one; "
                         "name a layer of output (n, c, h, w) with layer=")
 

@@ -152,3 +152,63 @@ def test_sizes_are_drawn_by_the_shapley_kernel_in_both_ways():
     first = torch.cat([draw_coalitions(4, 1, False, 'first', s) for s in range(4000)]).sum(1).bincount(minlength=4)[1:4]/4000
     w = torch.tensor([1., .75, 1.])                                   # (d - 1)/(k(d - k)) of 4
     assert (first-w/w.sum()).abs().max()<.03
+
+# --- Grad-CAM and EL2N are what their papers have, or say so ------------------------------------------------------------------
+
+def looks_at(net):
+    "The module that Grad-CAM hooks, by its name"
+    from unittest.mock import patch
+    from infoutil.attribution import grad_cam
+    seen, real = [], nn.Module.register_forward_hook
+    def hook(self, *a, **kw):
+        seen.append(self)
+        return real(self, *a, **kw)
+    with patch.object(nn.Module, 'register_forward_hook', hook): grad_cam(net, torch.randn(1, 3, 64, 64, generator=rng('cam')), torch.tensor([0]))
+    return next(k for k,m in net.named_modules() if m is seen[0])
+
+@pytest.mark.parametrize('arch,layer', [('convnet3', '2.0'), ('mobilenet_v2', 'features.18.0'), ('vgg11_bn', 'features.25'), ('efficientnet_b0', 'features.8.0'), ('resnet18', 'layer4.1'),
+                                        ('resnet50', 'layer4.2'), ('resnext50_32x4d', 'layer4.2'), ('regnet_x_400mf', 'trunk_output.block4.block4-11'), ('convnext_tiny', 'features.7.2'),
+                                        ('swin_v2_t', None), ('vit_b_16', None)])
+def test_where_grad_cam_looks(arch, layer):
+    from infoutil.models import get_model
+    net = get_model(arch, 4, 64).eval()
+    if layer: assert looks_at(net)==layer
+    else:
+        with pytest.raises(InfoUtilError, match='no convolution.*layer='): looks_at(net)
+
+@pytest.mark.parametrize('way', ['timm', 'fastai', 'body', 'one block'])
+def test_grad_cam_of_resnets_of_other_makers(way):
+    from torchvision.models.resnet import BasicBlock, ResNet
+    if way=='timm': net, layer = pytest.importorskip('timm').create_model('resnet18', num_classes=4), 'layer4.1'
+    elif way=='fastai':
+        from fastai.vision.models.xresnet import xresnet18
+        net, layer = xresnet18(n_out=4), '7.1'
+    elif way=='one block': net, layer = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4), 'layer4.0'
+    else:
+        inner = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=4)
+        net, layer = nn.Sequential(nn.Sequential(*list(inner.children())[:-2]), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 4)), '0.7.1'
+    assert looks_at(net.eval())==layer
+
+def test_grad_cam_of_a_resnet_by_hand():
+    from infoutil.attribution import grad_cam
+    from infoutil.models import get_model
+    with seeded(0, 'cam'): net = get_model('resnet18', 4, 64).eval()
+    x, y = torch.randn(3, 3, 64, 64, generator=rng('by hand')), torch.tensor([0, 3, 1])
+    parts = dict(net.named_children())
+    a = x
+    for k in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'): a = parts[k](a)
+    a = a.detach().requires_grad_()
+    parts['fc'](parts['avgpool'](a).flatten(1)).gather(1, y[:, None]).sum().backward()
+    cam = (a*a.grad.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu().detach()
+    want = F.adaptive_avg_pool2d(F.interpolate(cam, (64, 64), mode='bilinear', align_corners=False), 4)[:, 0]
+    torch.testing.assert_close(grad_cam(net, x, y), want, rtol=1e-4, atol=1e-6)
+
+def test_el2n_averages_the_networks_that_it_is_given(digits):
+    from infoutil.coresets import el2n_crops
+    from infoutil.data import candidates
+    from infoutil.methods import describe, method_label, METHODS
+    cands = candidates(digits['data'], 3, 32, n=40)
+    of = lambda t: dict(zip((c := el2n_crops(cands, 40, t, precision='float32')).source, c.score.tolist()))
+    one, two, both = of(digits['teacher']), of(digits['early']), of([digits['teacher'], digits['early']])
+    assert all(abs(both[f]-(one[f]+two[f])/2)<1e-6 for f in cands.files) and one!=two
+    assert 'one network' in method_label('el2n') and 'ten' in METHODS['el2n'].__doc__
