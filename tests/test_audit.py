@@ -212,3 +212,17 @@ def test_el2n_averages_the_networks_that_it_is_given(digits):
     one, two, both = of(digits['teacher']), of(digits['early']), of([digits['teacher'], digits['early']])
     assert all(abs(both[f]-(one[f]+two[f])/2)<1e-6 for f in cands.files) and one!=two
     assert 'one network' in method_label('el2n') and 'ten' in METHODS['el2n'].__doc__
+
+# --- bytes ---------------------------------------------------------------------------------------------------------------------
+
+def test_bytes_of_a_set_count_the_teacher_of_its_labels(a_set, tmp_path):
+    from infoutil.verdicts import bytes_in_words, set_bytes
+    weights = sum(t.numel()*t.element_size() for t in a_set.teacher.model.state_dict().values())
+    small = 20*3*32*32+2*20*10
+    assert a_set.nbytes==small+weights and f'{small/1e6:.2f} MB and {weights/1e6:.2f} MB of label teacher' in repr(a_set)
+    lone = replace(a_set, teacher=None)
+    assert lone.nbytes==small and f', {small/1e6:.2f} MB)' in repr(lone) and 'MB of label teacher' not in repr(lone)
+    a_set.save(tmp_path/'set')
+    told, parts = bytes_in_words(tmp_path/'set'), set_bytes(tmp_path/'set')
+    assert weights<parts['teacher']<1.1*weights and 'label teacher, which online labels need' in told
+    assert told.startswith(f'{sum(parts.values())/1e6:.1f} MB on the disk') or told.startswith(f'{sum(parts.values())/1e3:.0f} kB on the disk')
