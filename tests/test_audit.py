@@ -226,3 +226,42 @@ def test_bytes_of_a_set_count_the_teacher_of_its_labels(a_set, tmp_path):
     told, parts = bytes_in_words(tmp_path/'set'), set_bytes(tmp_path/'set')
     assert weights<parts['teacher']<1.1*weights and 'label teacher, which online labels need' in told
     assert told.startswith(f'{sum(parts.values())/1e6:.1f} MB on the disk') or told.startswith(f'{sum(parts.values())/1e3:.0f} kB on the disk')
+
+# --- what is published stands beside rows of its kind alone -------------------------------------------------------------------
+
+KIND = dict(data='imagenette', arch='convnet5', labels='online', protocol='rded', epochs=300)
+
+@pytest.fixture(scope='module')
+def students(tmp_path_factory):
+    from infoutil.fixtures.toy_comparison import toy_comparison
+    from infoutil.results import read_results
+    return read_results(toy_comparison(tmp_path_factory.mktemp('toy')/'grid'))
+
+def columns(frame, size, **kind):
+    "The published cells beside students of a kind"
+    from infoutil.published import beside_published
+    t = frame[(frame.labels=='online')&(frame.ipc==1)&(frame.base=='infoutil')].assign(**{**KIND, **kind})
+    found = beside_published(t, size)
+    return [v for v in found.xs('published', axis=1, level=1).to_numpy().flatten() if v] if len(found) else []
+
+@pytest.mark.parametrize('kind,size,there', [
+    ({}, 128, True), ({}, 64, False), ({}, 32, False), ({}, 224, False), (dict(arch='convnet4'), 128, False), (dict(arch='convnet3'), 32, False), (dict(arch='convnet5_32'), 128, False),
+    (dict(data='imagewoof'), 128, True), (dict(data='imagewoof'), 160, False), (dict(data='imagenette2-320'), 128, True), (dict(data='imagenette2-160'), 160, False),
+    (dict(data='imagenette_ilsvrc'), 128, True), (dict(data='imagewoof_ilsvrc'), 128, True), (dict(data='imagewoof_ilsvrc'), 64, False),
+    (dict(arch='resnet18'), 224, True), (dict(arch='resnet18'), 128, False), (dict(arch='resnet18', data='imagewoof'), 224, True), (dict(arch='resnet18', data='imagewoof'), 64, False),
+    (dict(arch='resnet34'), 224, False), (dict(labels='stored'), 128, False), (dict(labels='views'), 128, False), (dict(labels='hard'), 128, False), (dict(protocol='best'), 128, False),
+    (dict(protocol='best', epochs=1000), 128, False), (dict(protocol='paper'), 128, True), (dict(protocol='plain'), 128, False), (dict(epochs=60), 128, False),
+    (dict(data='tinyimagenet', arch='convnet4'), 64, True), (dict(data='tinyimagenet', arch='convnet4'), 32, False), (dict(data='digits', arch='convnet3'), 32, False)])
+def test_published_columns_of_other_kinds_stay_out(students, kind, size, there):
+    assert bool(columns(students, size, **kind))==there
+
+def test_hard_labels_are_read_beside_the_tables_of_hard_labels(students):
+    soft, hard = (columns(students, 32, data='cifar10', arch='convnet3', **kw) for kw in ({}, dict(labels='hard', protocol='hard')))
+    assert soft and not any(w in v for v in soft for w in ('(Table 9)', '(Table 10)'))
+    assert all('(Table 9)' in v or '(Table 10)' in v for v in hard)
+
+@pytest.mark.parametrize('arch,size,there', [('convnet5', 128, True), ('convnet5', 64, False), ('convnet4', 64, False), ('convnet5_32', 128, False), ('resnet18', 224, True), ('resnet18', 64, False)])
+def test_the_published_teacher_is_of_that_kind(students, arch, size, there):
+    from infoutil.report import setting_table
+    grid = dict(teacher=dict(arch=arch, epoch=3), size=size, classes=list('abcdefghij'))
+    assert ('teacher of that kind, published' in setting_table(students.assign(data='imagenette'), grid).index)==there
