@@ -265,3 +265,63 @@ def test_the_published_teacher_is_of_that_kind(students, arch, size, there):
     from infoutil.report import setting_table
     grid = dict(teacher=dict(arch=arch, epoch=3), size=size, classes=list('abcdefghij'))
     assert ('teacher of that kind, published' in setting_table(students.assign(data='imagenette'), grid).index)==there
+
+# --- copies, names, definitions ------------------------------------------------------------------------------------------------
+
+def test_copies_in_a_set_are_counted(digits, tmp_path, capsys):
+    from infoutil.mosaics import tile_boxes
+    from infoutil.verdicts import copies_in_words
+    how = dict(ipc=4, factor=2, candidates=12, alpha=0., label_teacher='converged', show_progress=False)
+    ds = distill(digits['data'], digits['teacher'], preset='paper', **how)
+    tiles = [im[:, t:t+h, l:l+w].numpy().tobytes() for im in ds.images for t,l,h,w in tile_boxes(32, 2).tolist()]
+    same = sum(tiles.count(t)>1 for t in tiles)
+    assert same>20 and copies_in_words(ds)==f"{same} of its {len(tiles)} tiles are exact copies of another; equal='once' (--equal once) lets each in once"
+    assert copies_in_words(distill(digits['data'], digits['teacher'], preset='paper', **{**how, 'equal': 'once', 'candidates': 30, 'alpha': 2.}))==''
+    assert copies_in_words(distill(digits['data'], digits['teacher'], **{**how, 'candidates': 30}))==''
+
+def test_continual_learning_is_not_called_a_table_of_the_paper():
+    "Its last step is the ordinary evaluation, which the paper's Table 4 does not end at"
+    root = Path(__file__).parents[1]
+    files = [root/'README.md', root/'CHANGELOG.md', *(root/'nbs').rglob('*.ipynb'), *(root/'infoutil').rglob('*.py')]
+    said = lambda s: [l for l in s.split('\n') if 'Table 4' in l and 'Not Table 4' not in l and 'its Table 4 ends' not in l]
+    text = lambda f: '\n'.join(''.join(c['source']) for c in json.loads(f.read_text())['cells']) if f.suffix=='.ipynb' else f.read_text()
+    assert not [(f.name, l) for f in files for l in said(text(f))]
+    from infoutil.comparison import TABLES
+    assert 4 not in TABLES
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_greedy_choice_is_the_best_subset(seed):
+    "Definition 4 on a toy, with a limit an image and without: no subset has more of what is ranked"
+    from infoutil.selection import Crops, top_crops
+    score = torch.randn(9, generator=rng('force', seed)).exp()
+    crops = Crops([f'{i%4}.png' for i in range(9)], [[i, 0, 8, 8] for i in range(9)], score)
+    for n,limit in ((3, None), (3, 1), (5, 2)):
+        fits = lambda rows: limit is None or max(sum(i%4==c for i in rows) for c in range(4))<=limit
+        best = max(float(score[list(r)].double().sum()) for r in itertools.combinations(range(9), n) if fits(r))
+        assert math.isclose(float(top_crops(crops, n, 'highest', limit).score.sum()), best, rel_tol=1e-9)
+
+# --- SRe2L by size -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('size,want', [(16, (1000, .25, .01, 1., 2, False)), (32, (1000, .25, .01, 1., 4, False)), (64, (4000, .1, 1., .08, 4, True)), (128, (4000, .25, .01, .08, 18, True)),
+                                       (224, (4000, .25, .01, .08, 32, True))])
+def test_sre2l_by_size(size, want):
+    from infoutil.methods import make_config
+    from infoutil.sre2l import sre2l_settings
+    names = ('iterations', 'lr', 'bn_weight', 'min_scale', 'shift', 'flip')
+    assert sre2l_settings(size)==dict(zip(names, want))
+    assert make_config(method='sre2l').fit(size).settings()['iterations']==want[0]
+    assert make_config(method='sre2l', iterations=7).fit(size).settings()['iterations']==7
+
+@pytest.mark.parametrize('size', [32, 64])
+def test_what_is_named_wins(size, monkeypatch):
+    import infoutil.sre2l as R
+    from infoutil.models import ConvNet
+    seen, real = [], R._descend
+    monkeypatch.setattr(R, '_descend', lambda t, x, loss, view, iterations, lr, bn_weight, *a: seen.append((iterations, lr, bn_weight)) or x)
+    t = Teacher(ConvNet(4, 2, 4, size).eval(), 'toy', tuple('abcd'), size, (.5,)*3, (.25,)*3, 1, .5)
+    x, y = torch.randn(4, 3, size, size), torch.arange(4)
+    R.recover(t, x, y)
+    R.recover(t, x, y, iterations=9, bn_weight=0.)
+    R.sre2l_images(t, 4, 1, lr=.5)
+    own = R.sre2l_settings(size)
+    assert seen==[(own['iterations'], own['lr'], own['bn_weight']), (9, own['lr'], 0.), (own['iterations'], .5, own['bn_weight'])]
