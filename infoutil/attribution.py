@@ -301,37 +301,68 @@ def plan_coalitions(
                         f"{budget} rows of {d} patches are accepted, all shown and all hidden among them; mend it")
 
 # %% ../nbs/03_attribution.ipynb #d03a011e
+def _kernel(d):
+    "Weights of the sizes 1 to d - 1 in KernelSHAP, float64 (d - 1,)"
+    return torch.tensor([(d-1)/(k*(d-k)) for k in range(1, d)], dtype=torch.float64)
+
 def draw_coalitions(
     d:int,         # Patches
-    n:int,         # How many coalitions
+    n:int,         # How many coalitions, no more than there are
     paired:bool,   # Never one and its complement
     *keys,         # Address of the random numbers, see `basics.rng`
 )->Tensor:         # bool (n, d)
-    "Different coalitions, none of them full or empty, with sizes drawn by the Shapley kernel"
-    g, w = rng(*keys), torch.tensor([(d-1)/(k*(d-k)) for k in range(1, d)], dtype=torch.float64)
-    seen, rows, tries = set(), [], 0
-    while len(rows)<n and tries<200*n+1000:
-        tries += 1
+    "Different coalitions, none of them full or empty, with sizes drawn by the Shapley kernel; repeats are drawn anew"
+    g, w, seen = rng(*keys), _kernel(d), {}
+    if d<=20 and 8*n>2**(d-paired): return _first_drawn(d, n, paired, g)
+    while len(seen)<n:
         m = torch.zeros(d, dtype=torch.bool)
         m[torch.randperm(d, generator=g)[:int(torch.multinomial(w, 1, generator=g))+1]] = True
         key = tuple(m.tolist())
         if paired: key = min(key, tuple((~m).tolist()))
-        if key in seen: continue
-        seen.add(key)
-        rows.append(m)
-    return torch.stack(rows)
+        seen.setdefault(key, m)
+    return torch.stack([*seen.values()])
+
+def _first_drawn(d, n, paired, g):
+    "The same law for a large part of all coalitions: when each is drawn first is a random number of its own"
+    masks = all_masks(d)[1:2**(d-paired)-(not paired)]
+    size = masks.sum(1)
+    rate = _kernel(d)[size-1]/torch.tensor([math.comb(d, int(k)) for k in size], dtype=torch.float64)
+    first = -torch.rand(len(masks), generator=g, dtype=torch.float64).log()/rate
+    return masks[first.argsort(stable=True)[:n]]
 
 # %% ../nbs/03_attribution.ipynb #31961da2
+def _weights(masks, n, paired):
+    "Weights of coalitions: q over the chance to be among the `n` that are drawn first, float64 (len(masks),), mean 1"
+    d, w = masks.shape[1], _kernel(masks.shape[1])
+    k = torch.arange(1., d, dtype=torch.float64)
+    count = torch.lgamma(torch.tensor(d+1.).double())-torch.lgamma(k+1)-torch.lgamma(d-k+1)      # of a size, logarithm
+    q = (w/w.sum()).log()-count
+    def drawn(t):
+        "Logarithm of the chance to be drawn until `t`"
+        x = t+q
+        return torch.where(x<-30, x, torch.log(-torch.expm1(-x.exp())))
+    low, high = 0., 2000.
+    for _ in range(100):                                      # until when `n` are to be expected
+        t = (low+high)/2
+        enough = (count+drawn(t)).exp().sum()>=n*(1+paired)
+        low, high = (low, t) if enough else (t, high)
+    weight = (q-drawn(high))[masks.sum(1)-1]
+    weight = (weight-weight.max()).exp()
+    return weight/weight.mean()
+
 def regression(
-    masks:Tensor,   # Coalitions, bool (n, d)
-)->Tensor:          # float64 (d, 2 + n): on f(x), f(0) and the values of `masks`
+    masks:Tensor,          # Coalitions, bool (n, d)
+    weights:Tensor=None,   # What each counts, above 0, float64 (n,); None: all alike
+)->Tensor:                 # float64 (d, 2 + n): on f(x), f(0) and the values of `masks`
     "argmin |Z phi - (v - v0)|^2 with 1.phi = v1 - v0: fit and constraint are linear in the values, so it is a matrix"
-    Z = masks.double()
-    A, one = torch.linalg.pinv(Z.T@Z), torch.ones(masks.shape[1], dtype=torch.float64)
-    B, share = A@Z.T, A@one/(one@A@one)
+    Z, one = masks.double(), torch.ones(masks.shape[1], dtype=torch.float64)
+    WZ = Z if weights is None else Z*weights[:, None]
+    A = torch.linalg.pinv(Z.T@WZ)
+    B, share = A@WZ.T, A@one/(one@A@one)
     on_v = B-torch.outer(share, one@B)                         # effect of the sampled values
     return torch.cat([share[:, None], (-on_v.sum(1)-share)[:, None], on_v], 1)
 
+# %% ../nbs/03_attribution.ipynb #183fd395
 @estimator('kernel')
 def plan_kernel(grid, budget, seed, paired=True):
     "KernelSHAP with the exact constraint, coalitions in complementary pairs"
@@ -343,7 +374,7 @@ def plan_kernel(grid, budget, seed, paired=True):
     else: raise BudgetError(f"a budget of {budget} model calls came for {d} patches, for which 'kernel' found no draw "
                             "that determines all; 2 calls a patch and some more are accepted; raise budget (--budget)")
     masks = torch.cat([rows, ~rows]) if paired else rows
-    P = regression(masks)
+    P = regression(masks, _weights(masks, n, paired))
     return torch.cat([full[None], ~full[None], masks]), lambda v: (v@P.T, None)
 
 @estimator('kernel_unpaired')
@@ -478,24 +509,31 @@ def grad_cam(
     x:Tensor,                # Normalized images (n, c, h, w)
     y:Tensor,                # Classes (n,)
     grid:int=4,              # Patches along one side
-    layer:nn.Module=None,    # Layer to look at, with an output (n, c, h, w); None: the last convolution
+    # Layer to look at, with an output (n, c, h, w); None: the last convolution, or the residual block around it
+    layer:nn.Module=None,
     chunk:int=64,            # Images a pass, halved where memory runs out
 )->Tensor:                   # (n, grid, grid), 0 or more, no unit
     "Grad-CAM maps at the resolution of the patch grid"
     check_batch(x, y)
     check_eval(model)
     _check_grid(x, grid)
-    layer = layer or _last_conv(model)
+    layer = layer or _late_layer(model)
     if not len(x): return x.new_zeros(0, grid, grid)
     x, y = x.to(device_of(model)), y.to(device_of(model))
     return torch.cat(in_chunks(lambda rows: _cam(model, x[rows], y[rows], grid, layer), len(x), chunk))
 
-def _last_conv(model):
-    "The last convolution, unless the network goes on for long behind it"
-    leaves = model.modules() if isinstance(model, nn.Module) else ()
-    leaves = [m for m in leaves if next(m.parameters(recurse=False), None) is not None]
-    last = max((i for i,m in enumerate(leaves) if isinstance(m, nn.Conv2d)), default=-1)
-    if last>=0 and 4*(last+1)>=len(leaves): return leaves[last]
+# what passes a residual block by, as torchvision, timm and fastai call it
+_PASSES_BY = ('downsample', 'shortcut', 'idpath', 'stochastic_depth', 'drop_path', 'proj')
+
+def _late_layer(model):
+    "The last convolution or the residual block around it, unless the network goes on for long behind it"
+    leaves = model.named_modules() if isinstance(model, nn.Module) else ()
+    leaves = [(k, m) for k,m in leaves if next(m.parameters(recurse=False), None) is not None]
+    last = max((i for i,(_,m) in enumerate(leaves) if isinstance(m, nn.Conv2d)), default=-1)
+    if last>=0 and 4*(last+1)>=len(leaves):
+        name, conv = leaves[last]
+        around = [model.get_submodule(name[:i]) for i,c in enumerate(name) if c=='.']
+        return next((m for m in reversed(around) if any(hasattr(m, k) for k in _PASSES_BY)), conv)
     raise InfoUtilError("the model has no convolution near its output; Grad-CAM accepts networks that end in one; "
                         "name a layer of output (n, c, h, w) with layer=")
 

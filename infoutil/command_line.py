@@ -445,7 +445,7 @@ def run_distill(
     from infoutil.engine.outputs import check_apart
     from infoutil.methods import make_config
     from infoutil.one_run import make_set
-    from infoutil.verdicts import bytes_in_words, without_teacher
+    from infoutil.verdicts import bytes_in_words, copies_in_words, without_teacher
     check_apart(a.out, a.data, *([a.teacher] if a.teacher else []))
     cfg = make_config(a.preset, a.method, **_given(a))
     if a.dry_run: return _show_plan(a, _planned_set(a, cfg))
@@ -456,7 +456,7 @@ def run_distill(
     n = len(ds.meta.get('skipped', ()))
     left_out = f'; {n} unreadable images were left out, see its infoutil.json' if n else ''
     told = bytes_in_words(a.out, load_data(a.data, ds.meta['held_out']))
-    print('\n'.join(filter(None, [str(ds), f'written to {a.out}, {told}{left_out}',
+    print('\n'.join(filter(None, [str(ds), f'written to {a.out}, {told}{left_out}', copies_in_words(ds),
                                   a.no_teacher and without_teacher(replace(ds, teacher=None))])))
     _next(['evaluate', a.out, '--test', a.data], ['train', a.out, '-o', _beside(a.out, 'student')])
 

@@ -208,19 +208,22 @@ class Forgetting(WholeClass):
 def el2n_crops(
     cands:Candidates,      # Images of one class
     n:int,                 # Crops to choose, 1 or more
-    teacher:Teacher,       # Who is wrong about them
+    # Who is wrong about them: a `Teacher`, or several, whose errors are averaged as the original does
+    teacher,
     end:str='highest',     # 'highest' (hardest, as the original), 'lowest' or 'middle'
     precision:str='auto',  # See `basics.autocast`
 )->Crops:                  # `n` whole images; the score is the error's length, 0 to sqrt(2)
     "The images on which the teacher errs most (Paul et al. 2021)"
-    y = torch.full((128,), cands.label, device=device_of(teacher.model))
-    one = lambda x: el2n_scores(teacher.model, teacher.normalize(x), y[:len(x)], precision=precision).cpu()
-    score = torch.cat([one(x) for x in cands.images.split(128)])
+    y = torch.full((128,), cands.label)
+    def errors(t, x):
+        return el2n_scores(t.model, t.normalize(x), y[:len(x)].to(device_of(t.model)), precision=precision).cpu()
+    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    score = torch.stack([torch.cat([errors(t, x) for x in cands.images.split(128)]) for t in teachers]).mean(0)
     return top_crops(whole_images(cands, score), n, end, per_image=1)
 
-@method('el2n', 'EL2N')
+@method('el2n', 'EL2N of one network')
 class EL2N(WholeClass):
-    "Whole images on which the teacher errs most"
+    "Whole images on which the converged teacher errs most, where the original has the mean of ten early networks"
     end:str = opt('highest', 'end of the ranking that is kept', choices=ENDS, maps=False)
     precision:str = opt('auto', 'of the network; auto is bfloat16 where the hardware has it', choices=PRECISIONS)
     score_name = 'error of the probabilities'

@@ -18,6 +18,7 @@ from .engine.progress import Progress
 from .engine.class_runs import in_step, Meter, run_classes, Shelf, unfinished, Work
 from .data import Candidates, draw_candidates, draw_readable, ImageData, read_ahead, read_candidates
 from .images import check_images
+from .loaders import mirrors
 from .engine.seen_images import digests
 from .labels import label_epoch_for, label_states, neighbours, one_label_teacher, patch_labels
 from .methods import check_reads, make_config, map_settings, Method, METHODS
@@ -340,6 +341,7 @@ def _admit(job, data, valid_frac, preflight, on_error, workers):
     "Data and candidates of a run; whatever does not fit is refused"
     m, teacher = job.method, job.teacher
     job.data = data = load_together(data, held_out_fraction(data, valid_frac, teacher))
+    job.method = m = m.on(mirrors(data))
     check_classes(teacher.classes, data.classes)
     m.needs(teacher)
     job.drawn, job.skipped = ({0: ()}, {}) if m.make else _files_of(data, m, on_error, workers)
@@ -477,6 +479,7 @@ def _assemble(job, shelf, before):
                 data=data.spec.name if data.spec else data.root.resolve().name, label_teacher=job.which,
                 judge=about(judge),
                 held_out=data.held_out, seconds=seconds, stages=stages)
+    if not mirrors(data): meta['flip'] = False
     if job.trial: meta['label_trial'] = job.trial
     if job.skipped: meta['skipped'] = [dict(file=f, reason=why) for f,why in job.skipped.items()]
     y = torch.arange(data.n_classes).repeat_interleave(m.ipc)

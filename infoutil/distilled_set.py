@@ -61,6 +61,7 @@ class DistilledSet:
     size   = property(lambda s: s.images.shape[-1],     doc="Side of the images in pixels")
     ipc    = property(lambda s: len(s)//len(s.classes), doc="Images per class")
     factor = property(lambda s: s.meta['factor'],       doc="Tiles along one side of an image")
+    flip   = property(lambda s: s.meta.get('flip') is not False, doc="Whether a mirrored image is still of its class")
     mean   = property(lambda s: tuple(s.meta['mean']),  doc="Channel means of 0-1 pixels")
     std    = property(lambda s: tuple(s.meta['std']),   doc="Channel deviations of 0-1 pixels")
 
@@ -172,11 +173,18 @@ def _check_channels(k, v):
                         "students normalize by them")
 
 # %% ../nbs/21_distilled_set.ipynb #24594291
+@patch
+def bytes_by_part(self:DistilledSet)->dict:   # 'images', 'labels', 'teacher'
+    "Bytes in memory of the images, of all labels, and of the label teacher, without which there are no online labels"
+    labels, views = 0 if self.labels is None else 2*self.labels.numel(), 0 if self.views is None else self.views.nbytes
+    teacher = () if self.teacher is None else self.teacher.model.state_dict().values()
+    teacher = sum(t.numel()*t.element_size() for t in teacher)
+    return dict(images=self.images.numel(), labels=labels+views, teacher=teacher)
+
 @patch(as_prop=True)
 def nbytes(self:DistilledSet)->int:   # Bytes
-    "Bytes of images and labels in memory"
-    labels, views = 0 if self.labels is None else 2*self.labels.numel(), 0 if self.views is None else self.views.nbytes
-    return self.images.numel()+labels+views
+    "Bytes in memory of all that students may ask for, the label teacher among it"
+    return sum(self.bytes_by_part().values())
 
 @patch
 def __repr__(self:DistilledSet):
@@ -184,10 +192,12 @@ def __repr__(self:DistilledSet):
     soft = f'{k} soft label{"s"*(k>1)} an image' if k else 'no soft labels'
     if self.views is not None: soft += f" and labels of {self.views.key.epochs} epochs' views"
     lost, tea = self.meta.get('teacher'), ''
+    teacher = self.bytes_by_part()['teacher']
     if self.teacher is not None: tea = f', label teacher {self.teacher.arch} of epoch {self.teacher.epoch}'
     elif isinstance(lost, dict): tea = f", its label teacher {lost.get('arch')} not at hand"
     return (f"DistilledSet({self.meta['method']}: {len(self.classes)} classes x {self.ipc} images of {self.size} px, "
-            f"factor {self.factor}, {soft}{tea}, {self.nbytes/1e6:.2f} MB)")
+            f"factor {self.factor}, {soft}{tea}, {(self.nbytes-teacher)/1e6:.2f} MB"
+            +(f' and {teacher/1e6:.2f} MB of label teacher)' if teacher else ')'))
 
 @patch
 def class_images(self:DistilledSet,

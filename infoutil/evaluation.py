@@ -20,7 +20,7 @@ from .data import ImageData, list_split, load_data, measuring_part, Split, train
 from .loaders import ImageItems
 from .images import check_crop_pct, check_images
 from .distilled_set import DistilledSet
-from .student import labels_of, RECIPE, recipe, student_arch, student_learner
+from .student import labels_of, RECIPE, recipe, recipe_on, student_arch, student_learner
 import math, statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, asdict
@@ -88,8 +88,8 @@ def evaluate(
         if keep is not None: keep_student(learn, ds, Path(keep)/f'seed_{seed+r}')
         learns.append(_Trained(learn, every))
         stages.append(stage)
-    about = dict(labels=labels, protocol=protocol if isinstance(protocol, str) else 'custom', recipe=asdict(p),
-                 epochs=epochs, repeats=repeats, seed=seed, precision=precision)
+    about = dict(labels=labels, protocol=protocol if isinstance(protocol, str) else 'custom',
+                 recipe=asdict(recipe_on(ds, p)), epochs=epochs, repeats=repeats, seed=seed, precision=precision)
     return _result(learns, stages, dict(arch=learn.arch, **about, device=str(learn.dls.device), memory=stage.kind,
                                         test_images=len(dl.dataset), crop_pct=getattr(dl.dataset, 'crop_pct', 1.),
                                         distilled=dict(ds.meta), torch=torch.__version__))

@@ -18,6 +18,7 @@ from .engine.progress import Progress
 from .labels import different, one_label_teacher, patch_labels, refuse_number, teacher_logits
 from .data import candidates, ImageData, Split
 from .distilled_set import DistilledSet
+from .loaders import mirrors
 from .student import RECIPE, recipe, REGIMES
 from .evaluation import evaluate, mean_std, student_rows, test_dl
 import math, pandas as pd, torch
@@ -235,7 +236,8 @@ def _trial_set(data, teacher, ipc, images, seed):
     ds = DistilledSet(torch.cat([c.images for c in drawn]),
                       torch.arange(data.n_classes).repeat_interleave(len(drawn[0])),
                       data.classes, meta=dict(method='random', factor=1, mean=list(teacher.mean),
-                                              std=list(teacher.std)))
+                                              std=list(teacher.std),
+                                              flip=mirrors(data)))
     used, real = {f for c in drawn for f in c.files}, data.choosing
     at = [i for i,f in enumerate(real.files) if f not in used]
     at = sorted(at, key=lambda i: seed_from(seed, 'trial', real.files[i]))[:images]

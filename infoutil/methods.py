@@ -16,6 +16,7 @@ from .pixels import cut_patches
 from .teacher import without_folders
 from .selection import Crops, top_crops
 import math
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 import torch
 
@@ -96,6 +97,7 @@ class Method:
     unread = ()           # of these, what nothing else reads either: they are left out of the record
     score_name = 'score'  # what crops are ranked by, for people; None where they are not
     in_square = True      # whether boxes are pixels of the image at the network's size; False: of the original picture
+    mirrored = True       # whether views that it makes on its way may be mirrored, see `on`
     batched = False       # whether `bs` counts: how many inputs go through the network at once
 
     def __post_init__(self):
@@ -116,6 +118,12 @@ class Method:
     def check(self): "Refuse settings that contradict each other"
     def needs(self, teacher): "Refuse a teacher that lacks what the method reads"
     def fit(self, size): return self
+    def on(self, mirrored):
+        "The method on data whose mirror images are of their class, or are not"
+        if mirrored==self.mirrored: return self
+        out = copy(self)
+        object.__setattr__(out, 'mirrored', mirrored)
+        return out
     @property
     # of whom: 'all' candidates, the 'chosen' for the record, None
     def uses_maps(self): return 'all' if self.attribute else None

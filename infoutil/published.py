@@ -44,7 +44,7 @@ def spelling(
     "A name without what differs between spellings"
     k = re.sub('[^a-z0-9]', '', str(name).lower())
     k = re.sub('^convnet[0-9]+$', 'convnet', k)
-    k = re.sub('^(imagenette|imagewoof)2?(160|320)?$', r'\1', k)
+    k = re.sub('^(imagenette|imagewoof)2?(160|320)?(ilsvrc)?$', r'\1', k)
     return re.sub('^tinyimagenet200$', 'tinyimagenet', k)
 
 def _where(frame, **wanted):
@@ -57,9 +57,21 @@ def _where(frame, **wanted):
 def published_teacher(
     data:str,      # Name of the data, ours or the paper's
     network:str,   # Its network, ours or the paper's
-)->pd.DataFrame:   # data, network, accuracy (top-1 %); one row or none
+    size:int=None, # Side of its images in pixels; None: not known, taken for the published one
+)->pd.DataFrame:   # data, network, accuracy (top-1 %); one row, or none for a network of other depth, width or side
     "The published accuracy of a teacher"
-    return _where(PUBLISHED_TEACHERS, data=data, network=network)
+    found = _where(PUBLISHED_TEACHERS, data=data, network=network)
+    return found if _of_kind(data, network, size) else found[:0]
+
+_SIDES = dict(cifar10=32, cifar100=32, tinyimagenet=64)    # of published networks, px; 224 elsewhere
+_CONVNETS = dict(cifar10=(3, 32), cifar100=(3, 32), tinyimagenet=(4, 64), imagenette=(5, 128), imagewoof=(5, 128),
+                 imagenet100=(6, 128), imagenet1k=(4, 64))                  # and of ConvNets: depth, px
+
+def _of_kind(data, arch, size):
+    "Whether a network of ours is the one that is published under its name: of that depth and width, for that side"
+    name, convnet = spelling(data), spelling(arch)=='convnet'
+    depth, side = _CONVNETS.get(name, (0, 0)) if convnet else ('', _SIDES.get(name, 224))
+    return (not depth or str(arch).lower() in ('convnet', f'convnet{depth}')) and size in (None, side)
 
 # %% ../nbs/42_published.ipynb #07a0e6fd
 def beside_published(
@@ -84,16 +96,12 @@ def _figure_for(row, ipc, size):
     return _first_figure(_alike(published(row['data'], row['arch'], method=row['base'], ipc=ipc), row, size))
 
 # %% ../nbs/42_published.ipynb #1da780f9
-_SIDES = dict(cifar10=32, cifar100=32, tinyimagenet=64)    # of published students, px; 224 elsewhere
-_CONVNETS = dict(cifar10=(3, 32), cifar100=(3, 32), tinyimagenet=(4, 64), imagenette=(5, 128), imagewoof=(5, 128),
-                 imagenet100=(6, 128), imagenet1k=(4, 64))                  # and of ConvNets: depth, px
-_APART = 'DATM IDM MTT TESLA D3S G-VBSM SCDD'.split()      # published under recipes of their own
+_APART = 'DATM IDM MTT TESLA D3S G-VBSM SCDD'.split()   # published under recipes of their own
 
 def _alike(p, row, size):
     "Those of published figures that are of a student like ours: network, side, labels, recipe and its epochs"
-    name, recipe = spelling(row['data']), PROTOCOLS.get(row['protocol'])
-    depth, side = _CONVNETS.get(name, (0, 0)) if spelling(row['arch'])=='convnet' else ('', _SIDES.get(name, 224))
-    if depth and row['arch']!=f'convnet{depth}' or size not in (None, side): return p[:0]
+    recipe = PROTOCOLS.get(row['protocol'])
+    if not _of_kind(row['data'], row['arch'], size): return p[:0]
     if recipe is None or row['epochs']!=recipe.epochs: return p[:0]
     hard = (row['labels'], row['protocol'])==('hard', 'hard')
     soft = row['labels']=='online' and row['protocol'] in ('rded', 'paper')

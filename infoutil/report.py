@@ -156,7 +156,7 @@ def setting_table(
     classes = len(grid.get('classes') or []) or 'unknown number of'
     told = {'data': f"{one('data')}; {classes} classes, {grid.get('size', '?')} px; {one('test_images')} test images",
             'teacher': f"{tea.get('arch', one('teacher_arch'))}, {_about_network(tea)}"}
-    for r in published_teacher(frame['data'].iloc[0], tea.get('arch', '')).itertuples():
+    for r in published_teacher(frame['data'].iloc[0], tea.get('arch', ''), grid.get('size')).itertuples():
         told['teacher of that kind, published'] = f'{r.accuracy:.1f} % ({r.network}, with RDED)'
     told |= {f'label teacher {k}': _about_network(v) for k,v in known.items() if isinstance(v, dict)}
     recipe = f"{one('arch')}; protocol {one('protocol')}; {one('epochs')} epochs; {one('labels')} labels"

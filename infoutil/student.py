@@ -6,7 +6,7 @@ Docs: https://infoutil.github.io/infoutil/student.html.md"""
 
 # %% auto #0
 __all__ = ['REGIMES', 'LABELS', 'RECIPE', 'PROTOCOLS', 'Regime', 'regime', 'Online', 'Stored', 'ViewsOfARun', 'Hard', 'view_key',
-           'Protocol', 'unlike_rded', 'student_learner', 'lr_for', 'batch_size_for', 'recipe', 'labels_of',
+           'Protocol', 'unlike_rded', 'student_learner', 'lr_for', 'batch_size_for', 'recipe', 'recipe_on', 'labels_of',
            'student_arch', 'matrices', 'SoftLoss', 'DistilledLoader', 'DistillCallback', 'StudentLearner',
            'with_view_labels']
 
@@ -126,7 +126,7 @@ def view_key(
     seed:int=0,          # Of views and order
 )->ViewKey:              # What `DistillCallback` and `DistilledLoader` draw from, in a line
     "The key of the views that a student of `ds` sees"
-    p = protocol
+    p = recipe_on(ds, protocol)
     return ViewKey(len(ds), ds.size, epochs, bs, seed, ds.factor, p.min_scale, shuffle=p.shuffle, flip=p.flip,
                    autoaugment=p.autoaugment, randaugment=p.randaugment, cutmix=p.cutmix)
 
@@ -313,6 +313,13 @@ def recipe(
                             "is RDED's")
     return p, labels or p.labels or 'online', epochs
 
+def recipe_on(
+    ds:DistilledSet,     # What to learn from
+    protocol:Protocol,   # The recipe
+)->Protocol:             # The same, without mirroring where a mirrored image is no longer of its class
+    "A recipe as a set allows it"
+    return protocol if ds.flip or not protocol.flip else replace(protocol, flip=False)
+
 def labels_of(
     ds:DistilledSet,   # What to learn from
     protocol=RECIPE,   # See `recipe`
@@ -427,7 +434,9 @@ class DistillCallback(Callback):
         seed:int=0,           # Of the views
         every:int=None,       # Validate every so many epochs; None: after the last one only
         cycle:int=None,       # Epochs after which the views come again; None: they do not
-    ): store_attr()
+    ):
+        store_attr(but='protocol')
+        self.protocol = recipe_on(ds, protocol)
     @property
     def shown(self): return self.epoch%(self.cycle or self.epochs)      # the epoch whose views are shown
     def before_fit(self):

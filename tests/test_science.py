@@ -967,7 +967,7 @@ def test_defaults_are_those_that_the_figures_were_made_with():
     paper = dict(min_area=.25, max_area=.25, end='highest', per_image=None, equal='all')
     for name,odd in (('default', {}), ('paper', paper)):
         for k,v in {**usual, **odd}.items(): assert getattr(make_config(preset=name), k)==v, (name, k)
-    assert make_config(method='sre2l').iterations==1000
+    assert [make_config(method='sre2l').fit(s).iterations for s in (32, 64, 224)]==[1000, 4000, 4000] and make_config(method='sre2l', iterations=300).fit(64).iterations==300
     assert {make_config(method=m).end for m in ('forgetting', 'el2n')}=={'highest'}
 
 def test_several_teachers_label_by_the_mean_of_their_logits(data):
