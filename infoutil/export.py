@@ -80,16 +80,6 @@ DDRANKING = dict(CIFAR10=(*_CIFAR, 10, None), CIFAR100=(*_CIFAR, 100, None), Tin
                  ImageNette=(*_IMAGENET, 10, None), ImageWoof=(*_IMAGENET, 10, _WOOF),
                  ImageNet1K=(*_IMAGENET, 1000, None))
 
-def _dd_terms(ds, data):
-    "Mean, deviation, the set's classes in DD-Ranking's order, and what they were told by"
-    if data is None: return ds.mean, ds.std, list(range(len(ds.classes))), None
-    mean, std, n, _ = DDRANKING[check_choice('data of DD-Ranking', data, DDRANKING)]
-    if len(ds.classes)!=n:
-        raise InfoUtilError(f"a set of {len(ds.classes)} classes came as {data}; {n} classes are accepted; name the "
-                            "data that was distilled, or leave data (--data) out")
-    return mean, std, *_matched(ds.classes, data)
-
-# %% ../nbs/25_export.ipynb #ff35f098
 @cache
 def dd_classes(
     data:str,   # A name in `DDRANKING`
@@ -100,6 +90,7 @@ def dd_classes(
     rows = csv.DictReader((package_files('infoutil')/'data_files'/file).read_text(encoding='utf-8').splitlines())
     return tuple(r['wnid'] if data=='ImageNet1K' else r['class'] for r in rows if r.get('data', data)==data)
 
+# %% ../nbs/25_export.ipynb #ff35f098
 _OTHER_WORDS = dict(plane='airplane', aeroplane='airplane', car='automobile')
 
 def _plain(name):
@@ -111,7 +102,7 @@ def _plain(name):
 def _number(name, common):
     "The number behind what all names begin with; -1 where there is none"
     found = re.fullmatch(re.escape(common)+r'(\d+)', name, re.ASCII)
-    return int(found[1]) if found else -1
+    return int(found[1]) if found and not re.match(r'n\d{8}', name) else -1
 
 # %% ../nbs/25_export.ipynb #d9c50855
 def _matched(classes, data):
@@ -134,6 +125,16 @@ def _matched(classes, data):
                         f"{', '.join(lost[:3])} instead; its {spelled}{counted} are accepted; "
                         "distil the data under such "
                         "folder names, or leave data (--data) out for the set's own order and scale")
+
+# %% ../nbs/25_export.ipynb #0ad8f82c
+def _dd_terms(ds, data):
+    "Mean, deviation, the set's classes in DD-Ranking's order, and what they were told by"
+    if data is None: return ds.mean, ds.std, list(range(len(ds.classes))), None
+    mean, std, n, _ = DDRANKING[check_choice('data of DD-Ranking', data, DDRANKING)]
+    if len(ds.classes)!=n:
+        raise InfoUtilError(f"a set of {len(ds.classes)} classes came as {data}; {n} classes are accepted; name the "
+                            "data that was distilled, or leave data (--data) out")
+    return mean, std, *_matched(ds.classes, data)
 
 # %% ../nbs/25_export.ipynb #5934f710
 def image_logits(

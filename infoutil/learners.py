@@ -15,7 +15,7 @@ from .loaders import ImageItems
 from .distillation import distill
 from .methods import Method
 from .distilled_set import DistilledSet
-from .models import CONVNETS, ConvNet, get_model, Unnormalized
+from .models import check_outputs, CONVNETS, ConvNet, get_model, tried_answer, Unnormalized
 from .teacher import Teacher
 import os, torch, torchvision, warnings
 from torch import nn
@@ -100,6 +100,7 @@ def learner_teacher(
     norm = next((f for f in learn.dls.after_batch.fs if type(f).__name__=='Normalize'), None)
     model, classes, size = plain_network(learn.model).eval(), tuple(map(str, learn.dls.vocab)), x.shape[-1]
     check_float32(model)
+    check_outputs(tried_answer(model, size).shape[1], len(classes))
     arch = network_name(model, getattr(learn, 'arch', None), len(classes), size)
     if norm is not None: stats = [tuple(round(float(v), 6) for v in t.flatten()) for t in (norm.mean, norm.std)]
     else:

@@ -6,12 +6,13 @@ Docs: https://infoutil.github.io/infoutil/models.html.md"""
 
 # %% auto #0
 __all__ = ['CONVNETS', 'LOW_RES', 'get_model', 'ConvNet', 'convnet_shape', 'arch_names', 'check_arch', 'own_arch', 'default_arch',
-           'MeanLogits', 'check_network', 'check_outputs']
+           'MeanLogits', 'check_network', 'check_outputs', 'tried_answer']
 
 # %% ../nbs/02_models.ipynb #661abf15
 from .basics import *
-from .engine.other_networks import (
-    check_fastai, check_timm, fastai_network, plain_names, timm_network, Unnormalized)
+from infoutil.engine.other_networks import (
+    check_fastai, check_timm, fastai_network, plain_names, plain_network, timm_network,
+    Unnormalized)
 import re, torch, torchvision
 from torch import nn
 
@@ -158,11 +159,12 @@ def check_network(
     if not any(p.requires_grad for p in model.parameters()):
         raise TeacherError("a network came without a weight that learns; one or more with requires_grad is accepted; "
                            "call model.requires_grad_(True)")
-    check_outputs(_tried_answer(model, size).shape[1], n_classes)
+    check_outputs(tried_answer(model, size).shape[1], n_classes)
     try: check_arch(arch)
     except InfoUtilError: return            # a name of the user's own
     with seeded(0): named = {k: v.shape for k,v in get_model(arch, n_classes, size).state_dict().items()}
-    own = {plain: v.shape for plain,v in zip(plain_names(model).values(), model.state_dict().values())}
+    net = plain_network(model)
+    own = {plain: v.shape for plain,v in zip(plain_names(net).values(), net.state_dict().values())}
     if odd := [k for k in {**named, **own} if named.get(k)!=own.get(k)]:
         raise TeacherError(f"a network came under the name '{arch}', whose weights are others (the first: {odd[0]}); "
                            "that network, or a name that get_model does not know, is accepted; leave arch out")
@@ -178,8 +180,11 @@ def check_outputs(
                        "one output a class is accepted; "
                        "name the classes of its outputs, or choose another network")
 
-def _tried_answer(model, size):
-    "What a network says to two images; modes and random states are as they were"
+def tried_answer(
+    model:nn.Module,   # A network of somebody's own
+    size:int,          # Side of the square input in pixels
+)->torch.Tensor:       # Logits (2, outputs); `TeacherError` where it gives none
+    "What a network says to two images; its modes and random states are as they were"
     modes, x = [(m, m.training) for m in model.modules()], torch.zeros(2, 3, size, size, device=device_of(model))
     try:
         with seeded(0), torch.no_grad(): z = model.eval()(x)
