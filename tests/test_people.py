@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from fastai.callback.core import Callback, CancelValidException
 from infoutil.all import distill, evaluate, load_teacher, save_teacher, train_teacher
-from infoutil.basics import DataError, InfoUtilError, OutputError, TeacherError, seeded
+from infoutil.basics import DataError, InfoUtilError, OutputError, TeacherError, drawn, seeded, shown
 from infoutil.command_line import main
 from infoutil.data import load_folder
 from infoutil.distilled_set import DistilledSet
@@ -297,7 +297,6 @@ def test_pictures_of_any_name(tmp_path, kind):
     assert text.replace('\\$', '').isprintable() and '$' not in text.replace('\\$', '')
 
 def test_what_is_drawn():
-    from infoutil.basics import drawn, shown
     assert (shown(ODD['no UTF-8']), shown('caf\udcc3\udca9'), shown('caf\udcc3')) == (r'caf\udce9', 'café', r'caf\udcc3')
     assert [drawn(v, 5) for v in ('a$b', 'abcdefg', 'a\n b', 12)]==[r'a\$b', 'abcd…', 'a b', '12']
 
@@ -323,6 +322,30 @@ def test_commands_with_names_that_are_no_utf8(tmp_path):
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], env=env, capture_output=True, cwd=tmp_path)
     assert r.returncode==0, (r.stdout[-800:], r.stderr[-1500:])
     assert (tmp_path/'g.png').stat().st_size>1000
+
+@pytest.mark.parametrize('kind', ['no UTF-8', 'dollars', 'lines'])
+def test_tables_of_a_folder_of_any_name(tmp_path, kind):
+    "A comparison of data in such a folder: its rows are read, and its tables and pictures made"
+    import matplotlib.pyplot as plt
+    from infoutil.fixtures.toy_comparison import toy_comparison
+    from infoutil.plots import plot_accuracy
+    from infoutil.report import to_markdown
+    from infoutil.results import accuracy_table, for_people, read_results
+    d = toy_comparison(tmp_path/'c')
+    f = Path(d)/'results.jsonl'
+    rows = [json.dumps({**json.loads(l), 'data': ODD[kind]}) for l in f.read_text().splitlines()]
+    f.write_text('\n'.join(rows)+'\n')
+    frame = read_results(d)
+    assert set(frame.data)=={shown(ODD[kind])}
+    to_markdown(for_people(accuracy_table(frame), frame)).encode()
+    plot_accuracy(frame).figure.savefig(tmp_path/'p.png')
+    plt.close('all')
+
+def test_predictions_of_any_name(judge, three, tmp_path):
+    from infoutil.kept_students import predict_files
+    odd = tuple(ODD[k] for k in ('no UTF-8', 'dollars', 'lines'))
+    t = predict_files(replace(judge, classes=odd), [three/'val'])
+    assert set(t['class'])<=set(odd) and t.probability.dtype.kind=='f'
 
 # ------------------------------------------------------------------ 17. nobody listens
 LEARN = '--size 16 --arch convnet2_8 --epochs 2 --bs 12 --lr .02'.split()
