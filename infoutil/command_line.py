@@ -10,7 +10,7 @@ __all__ = ['COMMANDS', 'main', 'command', 'settings_table', 'run_teacher', 'run_
 
 # %% ../nbs/48_command_line.ipynb #65f7f6cc
 from .engine.progress import end_bar, goes_on
-import argparse, csv, difflib, os, shlex, signal, sys, threading, time, warnings
+import argparse, csv, difflib, itertools, os, shlex, signal, sys, threading, time, warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -621,8 +621,9 @@ def run_predict(
     "infoutil predict"
     from infoutil.kept_students import predict_files
     from infoutil.teacher import load_teacher
-    for file, t in predict_files(load_teacher(a.student), a.files, a.top).groupby('file', sort=False):
-        print(file, *(f'{c} {100*p:.0f} %' for c,p in zip(t['class'], t.probability)), sep='\t')
+    rows = predict_files(load_teacher(a.student), a.files, a.top).itertuples(index=False, name=None)
+    for file, own in itertools.groupby(rows, key=lambda r: r[0]):      # pandas groups names of UTF-8 alone
+        print(file, *(f'{c} {100*p:.0f} %' for _,_,c,p in own), sep='\t')
 
 @command('Draw the images of a distilled set.', _show_options)
 def run_show(

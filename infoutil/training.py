@@ -239,11 +239,11 @@ def teacher_learner(
         raise InfoUtilError(f"workers came as {workers!r}; a whole number from 0 is accepted; "
                             "leave workers (--workers) "
                             "out for the usual one")
+    if model is not None: check_network(model.to(device), arch, data.n_classes, size)
+    dls = image_dls(data, size, bs, stats, augment=augment, workers=workers, device=device)
     if model is None:
         with seeded(seed, 'teacher weights'): model = get_model(arch, data.n_classes, size)
         check_float32(model)
-    else: check_network(model.to(device), arch, data.n_classes, size)
-    dls = image_dls(data, size, bs, stats, augment=augment, workers=workers, device=device)
     learn = TidyLearner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=fastai_accuracy,
                         cbs=[Autocast(precision), ChannelsLast(), *cbs])
     learn.arch, learn.size = arch, size
