@@ -6,9 +6,9 @@ Docs: https://infoutil.github.io/infoutil/basics.html.md"""
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'check_choice', 'shown',
-           'check_batch', 'check_labels', 'check_eval', 'of_the_batch', 'check_logits', 'seed_from', 'rng', 'seeded',
-           'device_of', 'default_device', 'has_float64', 'to_double', 'release_memory', 'fast_bfloat16', 'autocast',
-           'is_bfloat16', 'later']
+           'drawn', 'check_batch', 'check_labels', 'check_eval', 'of_the_batch', 'check_logits', 'check_float32',
+           'seed_from', 'rng', 'seeded', 'device_of', 'default_device', 'has_float64', 'to_double', 'release_memory',
+           'fast_bfloat16', 'autocast', 'is_bfloat16', 'later']
 
 # %% ../nbs/00_basics.ipynb #5b2724b0
 import os, re, random, hashlib, difflib
@@ -56,7 +56,17 @@ def shown(
     path,   # A path or any other text from outside
 )->str:     # The same in one printable line
     "Text for a message: control characters, and bytes that are no UTF-8, are escaped"
-    return re.sub('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]', lambda m: repr(m[0])[1:-1], str(path))
+    def whole(m): return m[0].encode(errors='surrogateescape').decode(errors='surrogateescape')
+    text = re.sub('[\udc80-\udcff]+', whole, str(path))      # an ASCII locale escapes the bytes of valid UTF-8, too
+    return re.sub('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]', lambda m: repr(m[0])[1:-1], text)
+
+def drawn(
+    name,          # A class name, or anything with a `str`
+    most:int=24,   # Characters, 1 or more
+)->str:            # What matplotlib draws as it stands
+    "A name for a picture: one short printable line, nothing in it taken for mathematics"
+    text = shown(' '.join(str(name).split()))
+    return (text if len(text)<=most else text[:most-1]+'…').replace('$', r'\$')
 
 # %% ../nbs/00_basics.ipynb #f117e5ed
 def check_batch(
@@ -115,6 +125,21 @@ def check_logits(
     came = f'{tuple(logits.shape)} of {logits.dtype}' if tensor else f'a {type(logits).__name__}'
     raise InfoUtilError(f"the model returned {came} for {n} image(s); logits of shape (n, classes) are accepted; "
                         "wrap it so that it returns them")
+
+# %% ../nbs/00_basics.ipynb #307cb7cf
+def check_float32(
+    model,  # A network; a plain callable passes
+)->None:    # Nothing; `TeacherError` names the first weight of another type
+    "Refuse a network of doubles or halves, and a torch that makes them of everything"
+    if (usual := torch.get_default_dtype())!=torch.float32:
+        raise TeacherError(f"torch makes {usual} of numbers without a type; torch.float32 is accepted, the type of "
+                           "images here; call torch.set_default_dtype(torch.float32)")
+    own = model.named_parameters() if isinstance(model, nn.Module) else ()
+    odd = next(((k, p.dtype) for k,p in own if p.is_floating_point() and p.dtype!=torch.float32), None)
+    if odd:
+        raise TeacherError(f"the network's weights came as {odd[1]} ({odd[0]}); "
+                           "torch.float32 is accepted, since images "
+                           "are float32; call model.float(), and choose faster arithmetic by precision='bfloat16'")
 
 # %% ../nbs/00_basics.ipynb #69a7b2cd
 def seed_from(

@@ -9,8 +9,8 @@ __all__ = ['COMMANDS', 'main', 'command', 'settings_table', 'run_teacher', 'run_
            'run_predict', 'run_show', 'run_compare', 'run_report', 'run_export', 'run_push', 'run_demo']
 
 # %% ../nbs/48_command_line.ipynb #65f7f6cc
-from .engine.progress import end_bar
-import argparse, csv, difflib, os, shlex, signal, sys, threading, time, warnings
+from .engine.progress import end_bar, goes_on
+import argparse, csv, difflib, itertools, os, shlex, signal, sys, threading, time, warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,6 +19,10 @@ def main(
     argv=None,   # Arguments, a list of texts; None: those of the process
 )->int:          # Exit status: 0, 1 after a user's mistake, or 130 after Ctrl-C or SIGTERM
     "The `infoutil` command"
+    with goes_on(): return _main(argv)
+
+def _main(argv):
+    "Run what `argv` says; the exit status"
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         with _stoppable(), _quiet(): return _run(_read(argv))
@@ -296,6 +300,8 @@ def _teacher_options(p):
          'without it 0.005 for one_cycle, and for paper 0.001 up to 32 px and 0.01 above')
     _add(p, 'schedule', str, 'one_cycle', 'one_cycle, or paper for a constant rate')
     _add(p, 'bs', _whole, None, 'images a batch, 1 or more; without it 128, and 32 with --finetune')
+    _add(p, 'workers', _whole, None, 'processes that read images, 0 or more; without it none where the images fit into '
+         'memory, else one for each core but one, as far as there is shared memory')
     _add_precision(p)
     _add(p, 'seed', _whole, 0, 'another seed, other weights, order and augmentation')
     _add_on_error(p, 'leaves it out, counts it and lists it in training.json')
@@ -363,9 +369,10 @@ def _say_verdict(a):
         print(f'note: {line}')
 
 def _how_trained(a, but=()):
-    "Options of a training; a batch that was not named is left to what trains"
-    names = 'epochs early_epoch lr schedule seed checkpoints strengths precision on_error bs'.split()
-    return {k:getattr(a, k) for k in names if k not in but and (k!='bs' or a.bs is not None)}
+    "Options of a training; batch and processes that were not named are left to what trains"
+    names = 'epochs early_epoch lr schedule seed checkpoints strengths precision on_error bs workers'.split()
+    free = [k for k in ('bs', 'workers') if getattr(a, k) is None]
+    return {k:getattr(a, k) for k in names if k not in (*but, *free)}
 
 # %% ../nbs/48_command_line.ipynb #363595b0
 def _bring_teacher(a):
@@ -618,8 +625,9 @@ def run_predict(
     "infoutil predict"
     from infoutil.kept_students import predict_files
     from infoutil.teacher import load_teacher
-    for file, t in predict_files(load_teacher(a.student), a.files, a.top).groupby('file', sort=False):
-        print(file, *(f'{c} {100*p:.0f} %' for c,p in zip(t['class'], t.probability)), sep='\t')
+    rows = predict_files(load_teacher(a.student), a.files, a.top).itertuples(index=False, name=None)
+    for file, own in itertools.groupby(rows, key=lambda r: r[0]):      # pandas groups names of UTF-8 alone
+        print(file, *(f'{c} {100*p:.0f} %' for _,_,c,p in own), sep='\t')
 
 @command('Draw the images of a distilled set.', _show_options)
 def run_show(

@@ -327,6 +327,7 @@ def _check_call(m, teacher, on_error, workers, bs):
     if not isinstance(teacher, Teacher):
         raise TeacherError(f"the teacher came as {type(teacher).__name__}; a Teacher is accepted; "
                            "see teacher.load_teacher and learner_teacher")
+    check_float32(teacher.model)
     check_choice('policy on_error', on_error, ON_ERROR)
     for k,v in (('workers', workers), ('bs', bs)):
         if v is not None and (not isinstance(v, int) or isinstance(v, bool) or v<1):

@@ -227,7 +227,7 @@ def show(self:DistilledSet,
     ax.imshow(_grid([self.class_images(r)[:cols] for r in range(rows)], s, gap))
     ax.set_xticks([])
     ax.spines[:].set_visible(False)
-    ax.set_yticks([r*(s+gap)+s/2-.5 for r in range(rows)], [n[:24].replace('$', r'\$') for n in self.classes[:rows]])
+    ax.set_yticks([r*(s+gap)+s/2-.5 for r in range(rows)], [*map(drawn, self.classes[:rows])])
     ax.tick_params(length=0)
     if path is not None: _save_picture(ax.figure, path, close=own)
     return ax
@@ -268,7 +268,7 @@ def show_labels(self:DistilledSet,
     first = fig.add_subplot(axs[0, 0].get_gridspec()[:, 0])
     first.imshow(self.images[i].permute(1, 2, 0).cpu())
     first.axis('off')
-    first.set_title(f'image {i}: {self.classes[int(self.y[i])][:20]}'.replace('$', r'\$'), fontsize=9)
+    first.set_title(f'image {i}: {drawn(self.classes[int(self.y[i])], 20)}', fontsize=9)
     for k,(a,q) in enumerate(zip(axs[:, 1:].flat, p)): _bars(a, q, top, self.classes, k)
     return [first, *axs[:, 1:].flat]
 
@@ -287,7 +287,7 @@ def _bars(a, q, top, classes, k):
     "The likeliest classes of patch `k` with probabilities `q`"
     v, idx = q.topk(min(top, len(q)))
     a.barh(range(len(v)), v, color=f'C{k%10}')
-    a.set_yticks(range(len(v)), [classes[j][:14].replace('$', r'\$') for j in idx.tolist()])
+    a.set_yticks(range(len(v)), [drawn(classes[j], 14) for j in idx.tolist()])
     a.invert_yaxis()
     a.set_xlim(0, 1)
     a.set_title(f'patch {k}', fontsize=8)

@@ -63,7 +63,9 @@ def predict_files(
         p, who = predict(teacher.model, teacher.normalize(read_images(some, teacher.size))).softmax(1).cpu().topk(top)
         rows += [(str(f), r+1, names[int(c)], float(v))
                  for f,ps,cs in zip(some, p, who) for r,(v,c) in enumerate(zip(ps, cs))]
-    return pd.DataFrame(rows, columns=['file', 'rank', 'class', 'probability'])
+    # names as they are: text columns of pandas hold UTF-8 alone
+    t = pd.DataFrame(rows, columns=['file', 'rank', 'class', 'probability'], dtype=object)
+    return t.astype(dict(rank=int, probability=float))
 
 def _images_at(path):
     if not path.exists():

@@ -104,6 +104,7 @@ def patch_labels(
 )->Tensor:                     # Logits (n, k, classes), float32, on the CPU
     "The label teacher's logits on every tile of every image"
     check_eval(model)
+    check_float32(model)
     if not len(images): raise InfoUtilError("no images came; one or more is accepted; distil first, then label")
     m, s = [torch.tensor(v, device=device_of(model)).view(3, 1, 1) for v in (mean, std)]
     fast = fast_copy(model, precision)
@@ -171,7 +172,9 @@ class OnlineLabels:
     def __init__(self,
         model:nn.Module,            # Label teacher in eval mode, on the student's device: normalized views -> logits
         precision:str='auto',       # See `basics.autocast`
-    ): self.model, self.precision, self.fast = model, precision, fast_copy(model, precision)
+    ):
+        check_float32(model)
+        self.model, self.precision, self.fast = model, precision, fast_copy(model, precision)
     def __repr__(self): return f'OnlineLabels({type(self.model).__name__}, {self.precision})'
     def __call__(self,
         x:Tensor,                   # Rendered views, normalized (n, 3, s, s)

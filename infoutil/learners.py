@@ -11,11 +11,12 @@ __all__ = ['network_name', 'learner_teacher', 'learner_data']
 from .basics import *
 from .engine.calls import alone, own_modes
 from .data import channel_stats, ImageData, Split
+from .engine.other_networks import plain_network
 from .loaders import ImageItems
 from .distillation import distill
 from .methods import Method
 from .distilled_set import DistilledSet
-from .models import CONVNETS, ConvNet, get_model, Unnormalized
+from .models import check_outputs, CONVNETS, ConvNet, get_model, tried_answer, Unnormalized
 from .teacher import Teacher
 import os, torch, torchvision, warnings
 from torch import nn
@@ -39,7 +40,8 @@ def distill(self:Learner,
 )->DistilledSet:
     "Distil the training images of this learner, with its network as the teacher"
     if ipc is not None: kwargs['ipc'] = ipc
-    return _distill_images(learner_data(self), learner_teacher(self), early, cfg, **kwargs)
+    teacher = learner_teacher(self)         # says first what is no classifier
+    return _distill_images(learner_data(self), teacher, early, cfg, **kwargs)
 
 # %% ../nbs/33_learners.ipynb #b570a51f
 def network_name(
@@ -53,7 +55,8 @@ def network_name(
 
 def _guesses(model, hint):
     "Names that come into question"
-    if isinstance(hint, str): yield from (hint, f'fastai/timm/{hint}')
+    # fastai leaves timm's names, of which many are torchvision's, too
+    if isinstance(hint, str): yield from (hint, f'fastai/timm/{hint}', f'fastai/{hint}')
     elif hint is not None: yield f"fastai/{getattr(hint, '__name__', '')}"
     kind = type(model)
     if kind is ConvNet:
@@ -75,13 +78,14 @@ def _alike(model):
 def _is_made(model, arch, n_classes, size):
     "Whether a network of that name, given the weights, says the same to noise"
     weights = model.state_dict()
+    x = torch.randn(2, 3, size, size, generator=rng('a network by name')).to(device_of(model))
     try:
         with seeded(0): other = get_model(arch, n_classes, size)
-    except InfoUtilError: return False
-    if {k: v.shape for k,v in other.state_dict().items()}!={k: v.shape for k,v in weights.items()}: return False
-    other.load_state_dict(weights)
-    x = torch.randn(2, 3, size, size, generator=rng('a network by name')).to(device_of(model))
-    with torch.no_grad(), alone(model): a, b = other.to(x.device).eval()(x.clone()), model(x.clone())
+        if {k: v.shape for k,v in other.state_dict().items()}!={k: v.shape for k,v in weights.items()}: return False
+        other.load_state_dict(weights)
+        with torch.no_grad(): a = other.to(x.device).eval()(x.clone())
+    except Exception: return False         # a name that was guessed may make anything
+    with torch.no_grad(), alone(model): b = model(x.clone())
     return torch.is_tensor(b) and a.shape==b.shape and bool((a-b).abs().max()<=1e-4*b.abs().max())
 
 # %% ../nbs/33_learners.ipynb #058b99c4
@@ -90,15 +94,16 @@ def learner_teacher(
     learn:Learner,   # A fitted fastai image classifier
 )->Teacher:          # Shares the learner's network
     "The `Teacher` inside a fastai learner"
-    norm = next((f for f in learn.dls.after_batch.fs if type(f).__name__=='Normalize'), None)
-    x, *y = learn.dls.valid.one_batch()
-    if x.ndim!=4 or x.shape[1]!=3 or x.shape[-1]!=x.shape[-2]:
-        raise TeacherError(f"the learner's batches are {tuple(x.shape)}; square images of three channels are accepted; "
+    x, y = _a_batch(learn)
+    if not torch.is_tensor(x) or x.ndim!=4 or x.shape[1]!=3 or x.shape[-1]!=x.shape[-2]:
+        came = tuple(x.shape) if torch.is_tensor(x) else f'of {type(x).__name__}'
+        raise TeacherError(f"the learner's batches are {came}; square images of three channels are accepted; "
                            "use PILImage and resize with Resize(size)")
-    if len(y)!=1 or y[0].ndim!=1 or y[0].is_floating_point() or not hasattr(learn.dls, 'vocab'):
-        raise TeacherError("the learner's targets are not one class an image; "
-                           "a classifier with one class an image is accepted; see CategoryBlock")
-    model, classes, size = learn.model.eval(), tuple(map(str, learn.dls.vocab)), x.shape[-1]
+    _check_targets(learn, y, 1)
+    norm = next((f for f in learn.dls.after_batch.fs if type(f).__name__=='Normalize'), None)
+    model, classes, size = plain_network(learn.model).eval(), tuple(map(str, learn.dls.vocab)), x.shape[-1]
+    check_float32(model)
+    check_outputs(tried_answer(model, size).shape[1], len(classes))
     arch = network_name(model, getattr(learn, 'arch', None), len(classes), size)
     if norm is not None: stats = [tuple(round(float(v), 6) for v in t.flatten()) for t in (norm.mean, norm.std)]
     else:
@@ -106,20 +111,52 @@ def learner_teacher(
         model, arch = Unnormalized(model, *stats).to(x.device).eval(), arch and f'unnormalized/{arch}'
     return Teacher(model, arch or 'custom', classes, size, *stats)
 
+# %% ../nbs/33_learners.ipynb #a0ac417a
+def _loaders(learn):
+    "Its loaders that have images, for training and for validation"
+    found = [*getattr(getattr(learn, 'dls', None), 'loaders', ())]
+    if found and hasattr(found[0], 'dataset') and len(found[0].dataset): return found[:2]
+    raise DataError("the learner has no images, as load_learner brings it back; one with loaders of its training and "
+                    "validation images is accepted; give it those again (learn.dls = dls)")
+
+def _a_batch(learn):
+    "Images and their targets"
+    dl = next(dl for dl in reversed(_loaders(learn)) if len(dl.dataset))     # of validation where there is any
+    try: x, *y = dl.one_batch()
+    except InfoUtilError: raise
+    except Exception as e:                   # anything may go wrong in loaders of somebody's own
+        why = shown((str(e).strip() or type(e).__name__).splitlines()[0])
+        raise TeacherError(f"the learner's loaders give no batch ({why}); square images of three channels and one size "
+                           "with a class each are accepted; see learn.dls.one_batch() and Resize(size)") from e
+    return x, y
+
+def _check_targets(learn, targets, ndim):
+    "Refuse a learner that does not tell one class an image; `ndim` is 1 for targets of a batch, 0 for those of an item"
+    def is_class(t): return torch.is_tensor(t) and t.ndim==ndim and not t.is_floating_point() and t.dtype!=torch.bool
+    if len(targets)==1 and is_class(targets[0]) and hasattr(learn.dls, 'vocab'): return
+    raise TeacherError("the learner's targets are not one class an image; "
+                       "a classifier with one class an image is accepted; see CategoryBlock")
+
 # %% ../nbs/33_learners.ipynb #807faf41
 def learner_data(
     learn:Learner,   # A fastai learner over image files
 )->ImageData:        # Its files and labels, class order as its vocab
     "The files inside a fastai learner's loaders"
-    sets = (learn.dls.train_ds, learn.dls.valid_ds)
+    sets = [dl.dataset for dl in _loaders(learn)]
     if isinstance(sets[0], ImageItems): parts = [ds.split for ds in sets]
     else:
+        if not hasattr(sets[0], 'tls'): raise DataError(_NO_FILES)
+        _check_targets(learn, [tl[0] for tl in sets[0].tls[1:]], 0)
         _warn_resize(learn.dls)
         paths = [[_item_path(ds.tls[0], i) for i in range(len(ds))] for ds in sets]
         # a common folder, so that draws do not depend on where it lies
         root = Path(os.path.commonpath([p.parent for ps in paths for p in ps]))
         parts = [_learner_split(ds, ps, root) for ds,ps in zip(sets, paths)]
-    return ImageData(parts[0].root, tuple(map(str, learn.dls.vocab)), *parts, parts[1])
+    train, valid = (*parts, Split(parts[0].root, (), ()))[:2]
+    return ImageData(train.root, tuple(map(str, learn.dls.vocab)), train, valid, valid)
+
+_NO_FILES = ("the learner's items are not image files; loaders made from files are accepted; "
+             "see ImageDataLoaders.from_folder")
 
 def _item_path(tl, i):
     "The file behind an item: the first path that its transforms see"
@@ -127,8 +164,7 @@ def _item_path(tl, i):
     for f in [noop, *tl.tfms.fs]:
         o = f(o)
         if isinstance(o, (str, Path)) and Path(o).is_file(): return Path(o).resolve()
-    raise DataError("the learner's items are not image files; loaders made from files are accepted; "
-                    "see ImageDataLoaders.from_folder")
+    raise DataError(_NO_FILES)
 
 def _learner_split(ds, paths, root):
     "Files and labels of one fastai dataset"

@@ -6,12 +6,13 @@ Docs: https://infoutil.github.io/infoutil/models.html.md"""
 
 # %% auto #0
 __all__ = ['CONVNETS', 'LOW_RES', 'get_model', 'ConvNet', 'convnet_shape', 'arch_names', 'check_arch', 'own_arch', 'default_arch',
-           'MeanLogits']
+           'MeanLogits', 'check_network', 'check_outputs', 'tried_answer']
 
 # %% ../nbs/02_models.ipynb #661abf15
 from .basics import *
-from .engine.other_networks import (
-    check_fastai, check_timm, fastai_network, timm_network, Unnormalized)
+from infoutil.engine.other_networks import (
+    check_fastai, check_timm, fastai_network, plain_names, plain_network, timm_network,
+    Unnormalized)
 import re, torch, torchvision
 from torch import nn
 
@@ -145,3 +146,54 @@ class MeanLogits(nn.Module):
     def forward(self,
         x,      # What each of them takes
     ): return torch.stack([net(x.clone()) for net in self.nets]).mean(0)
+
+# %% ../nbs/02_models.ipynb #bc1083b8
+def check_network(
+    model:nn.Module,   # Of somebody's own, to be trained
+    arch:str,          # The name that it goes by
+    n_classes:int,     # That it should tell apart
+    size:int,          # Side of the square input in pixels
+)->None:               # Nothing; `TeacherError` where it cannot learn them, or is not the network of that name
+    "Refuse a network before it is trained"
+    check_float32(model)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise TeacherError("a network came without a weight that learns; one or more with requires_grad is accepted; "
+                           "call model.requires_grad_(True)")
+    check_outputs(tried_answer(model, size).shape[1], n_classes)
+    try: check_arch(arch)
+    except InfoUtilError: return            # a name of the user's own
+    with seeded(0): named = {k: v.shape for k,v in get_model(arch, n_classes, size).state_dict().items()}
+    net = plain_network(model)
+    own = {plain: v.shape for plain,v in zip(plain_names(net).values(), net.state_dict().values())}
+    if odd := [k for k in {**named, **own} if named.get(k)!=own.get(k)]:
+        raise TeacherError(f"a network came under the name '{arch}', whose weights are others (the first: {odd[0]}); "
+                           "that network, or a name that get_model does not know, is accepted; leave arch out")
+
+# %% ../nbs/02_models.ipynb #5e05f56a
+def check_outputs(
+    outputs:int,     # Of a network
+    n_classes:int,   # That it should tell apart
+)->None:             # Nothing; `TeacherError` where they differ
+    "Refuse a network without an output for every class, or with more"
+    if outputs==n_classes: return
+    raise TeacherError(f"the network has {outputs} outputs and there are {n_classes} classes; "
+                       "one output a class is accepted; "
+                       "name the classes of its outputs, or choose another network")
+
+def tried_answer(
+    model:nn.Module,   # A network of somebody's own
+    size:int,          # Side of the square input in pixels
+)->torch.Tensor:       # Logits (2, outputs); `TeacherError` where it gives none
+    "What a network says to two images; its modes and random states are as they were"
+    modes, x = [(m, m.training) for m in model.modules()], torch.zeros(2, 3, size, size, device=device_of(model))
+    try:
+        with seeded(0), torch.no_grad(): z = model.eval()(x)
+    except Exception as e:                   # a network of somebody's own can raise anything
+        why = shown((str(e).strip() or type(e).__name__).splitlines()[0])
+        raise TeacherError(f"the network cannot take images of shape (2, 3, {size}, {size}) ({why}); "
+                           "one for normalized "
+                           "images of three channels is accepted; choose another size, or another network") from e
+    finally:
+        for m,mode in modes: m.training = mode
+    check_logits(z, 2)
+    return z

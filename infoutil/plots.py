@@ -70,8 +70,7 @@ def plain_text(
     most:int=40,   # Characters, 1 or more
 )->str:            # One line, nothing in it taken for mathematics
     "A label short enough for an axis"
-    v = ' '.join(str(v).split())
-    return (v if len(v)<=most else v[:most-1]+'…').replace('$', r'\$')
+    return drawn(v, most)
 
 # %% ../nbs/43_plots.ipynb #2161557b
 def _legend(ax, own, handles=None):

@@ -70,7 +70,8 @@ def read_results(
     if not rows:
         raise ResultsError(f"{', '.join(map(str, files)) or 'an empty list'} came, without a single student; "
                            "one or more lines are accepted; wait for the comparison's first student")
-    t = pd.DataFrame([{**dict.fromkeys(_OPTIONAL), **r} for r in rows])
+    # a folder's name may be no UTF-8, which columns of pandas cannot hold
+    t = pd.DataFrame([{**dict.fromkeys(_OPTIONAL), **r, 'data': shown(r['data'])} for r in rows])
     return t.drop_duplicates([*FACTORS, 'seed'], keep='last', ignore_index=True)
 
 def read_grid(

@@ -164,7 +164,7 @@ def _soft(ax, s):
     for (i, j), v in zip(((i, j) for i in range(p.shape[0]) for j in range(p.shape[1])), p.flat):
         look = dict(ha='center', va='center', fontsize=8, color='white' if v>.6*p.max() else 'black')
         ax.text(j, i, f'{100*v:.0f}', **look)
-    names = [c[:9] for c in s.classes]
+    names = [drawn(c, 9) for c in s.classes]
     ax.set_xticks(range(len(names)), names, fontsize=9, rotation=0 if max(map(len, names))<3 else 90)
     ax.set_yticks(range(len(p)), [f'tile {k+1}' for k in range(len(p))], fontsize=9)
     ax.tick_params(length=0)
@@ -176,7 +176,7 @@ def plot_strip(
 )->Figure:         # 1,600 px wide
     "The method on one photograph, from the image to the soft labels"
     import matplotlib.pyplot as plt
-    c, n = f'"{strip.name[:14]}"'.replace('$', r'\$'), len(strip.boxes)
+    c, n = f'"{drawn(strip.name, 14)}"', len(strip.boxes)
     steps = ((_photograph, f'An image of class {c}'),
              (_passes, f'1 Hide parts of it: how much does\na teacher still see a {c}? (logit)'),
              (_shapley, f'1 Shapley values: what each patch\nadds to the answer {c} (red: for it)'),

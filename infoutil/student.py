@@ -239,6 +239,7 @@ def student_learner(
     device = torch.device(device) if device else default_device()
     key = told.key(ds, p, epochs, bs, arch, seed)
     with seeded(seed, 'student weights'): model = get_model(arch, n_classes, ds.size).to(device)
+    check_float32(model)
     lr = lr or p.lr or lr_for(arch, n_classes, ds.size)
     if not told.soft and p.loss!='kl':
         raise InfoUtilError(f"loss '{p.loss}' came with '{labels}' labels, which have no logits; 'kl' is accepted; "

@@ -12,13 +12,16 @@ __all__ = ['TEACHER_SCHEMA', 'TRIED', 'ON_ERROR', 'Teacher', 'predict', 'check_f
 
 # %% ../nbs/10_teacher.ipynb #9eca1c75
 from .basics import *
+from .engine.balanced_accuracy import balanced_accuracy, in_turns, log_orders, reached_by_chance
 from .engine.calls import alone, answer, own_modes, served
 from .engine.seen_images import count_seen, fingerprints, sha256
 from .images import find_broken, read_images
 from .data import ImageData, Split, without
-from .models import get_model, MeanLogits
+from .engine.other_networks import plain_names, plain_network
+from .models import check_outputs, get_model, MeanLogits
 from .engine.outputs import check_seal, open_file, sealed, write_json, write_tensors
-import hashlib, json, math, os, torch
+import hashlib, json, math, os, re, torch
+from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +89,7 @@ def predict(
 )->Tensor:                    # Logits float32 (n, classes)
     "Logits of a batch of any length"
     check_eval(model)
+    check_float32(model)
     check_batch(x)
     dev = device_of(model)
     with autocast(dev, precision):
@@ -131,9 +135,11 @@ def state_of(
     teacher:Teacher,   # Any
 )->tuple:              # Weights by name on the CPU, and a dict: what its JSON says apart from the digest
     "What is written of a teacher"
-    # cloned, since tied weights share memory and a file does not
+    # cloned, since tied weights share memory and a file does not; under names that no wrapper has put something before
     with alone(teacher.model):
-        weights = {k:v.detach().cpu().contiguous().clone() for k,v in teacher.model.state_dict().items()}
+        net = plain_network(teacher.model)
+        own = zip(plain_names(net).values(), net.state_dict().values())
+        weights = {k:v.detach().cpu().contiguous().clone() for k,v in own}
     acc = None if math.isnan(teacher.accuracy) else teacher.accuracy
     return weights, dict(schema=TEACHER_SCHEMA, arch=teacher.arch, classes=list(teacher.classes), size=teacher.size,
                          mean=list(teacher.mean), std=list(teacher.std), epoch=teacher.epoch,
@@ -273,7 +279,8 @@ def _check_digest(file, digest):
 
 def _filled(model, file):
     "The network with weights that fit exactly and are finite"
-    try: model.load_state_dict(load_file(file))
+    model = plain_network(model)
+    try: model.load_state_dict(_as_named(load_file(file), model))
     except SafetensorError as e:
         raise TeacherError(f"{file} is not a safetensors file ({e}); the file that was written is accepted; "
                            "restore it or train again") from e
@@ -282,6 +289,13 @@ def _filled(model, file):
                            "those that were written with it are accepted; restore or train again") from e
     check_finite(model.state_dict(), file.name)      # as the network holds them, whose numbers may be narrower
     return model.eval()
+
+def _as_named(weights, model):
+    "Weights under the names of a network whose parts may be wrapped; earlier versions kept wrappers' names"
+    own = {plain: k for k,plain in plain_names(model).items()}
+    if weights.keys()==own.keys()==set(own.values()): return weights
+    def bare(k): return re.sub(r'^module\.', '', k.replace('_orig_mod.', ''))
+    return {own.get(k, own.get(bare(k), k)): v for k,v in weights.items()}
 
 # %% ../nbs/10_teacher.ipynb #37d597ed
 def teacher_from(
@@ -436,16 +450,15 @@ def check_teacher(
     pairs, classes = _to_try(data, n), len(teacher.classes)
     y = torch.tensor([l for _,l in pairs])
     z = predict(teacher.model, teacher.normalize(read_images([data.root/f for f,_ in pairs], teacher.size)))
-    if z.shape[1]!=classes:
-        raise TeacherError(f"the network has {z.shape[1]} outputs and the teacher {classes} class names; "
-                           "one output a class is accepted; "
-                           "name the classes of its outputs, or choose another network")
-    right, need = int((z.argmax(1).cpu()==y).sum()), least_right(len(y), 1/classes)
+    check_outputs(z.shape[1], classes)
+    said = z.argmax(1).cpu()
+    right, need = int((said==y).sum()), least_right(len(y), 1/classes)
     if right<need:
         raise TeacherError(f"the teacher is right on {right} of {len(y)} real images and chance is {1/classes:.1%}; "
                            f"{need} or more right are accepted; "
                            "train it longer, check that classes and normalization are those of this data, "
                            "or insist on it: --insist, in Python preflight=False")
+    if y.bincount().max()>=need: _check_balanced(said, y, teacher.classes)
     return right/len(y)
 
 # %% ../nbs/10_teacher.ipynb #2afc3076
@@ -461,12 +474,30 @@ def least_right(
     while k>0 and (tail:=tail+math.exp(log_term(k)))<=level: k -= 1
     return min(n, k+1)
 
+# %% ../nbs/10_teacher.ipynb #20665df5
+def _check_balanced(said, y, names):
+    "Refuse answers that are no better than as many of each kind in random order"
+    own, most, counts = float(balanced_accuracy(said, y)), reached_by_chance(said, y), y.bincount()
+    if own==1 or own>most+1e-9: return
+    raise TeacherError(f"the teacher is right on {int((said==y).sum())} of {len(y)} real images, of which "
+                       f"{int(counts.max())} are '{shown(names[int(counts.argmax())])}'; its balanced accuracy, the "
+                       f"mean over classes, is {own:.1%}, and more than {min(most, .999):.1%} is accepted, which its "
+                       "answers may reach in random order; train it longer, with as many images of each class, "
+                       "or insist on it in Python: distill(..., preflight=False)")
+
 def _to_try(data, n):
     "Files and labels: validation images, and training images too where those are too few to prove anything"
-    def draw(s): return sorted(zip(s.files, s.labels), key=lambda p: seed_from('preflight', p[0]))[:n]
-    pairs = draw(data.valid)
-    if data.n_classes**-len(pairs)<1e-3: return pairs
-    return pairs+[p for p in draw(data.train) if p not in pairs][:n-len(pairs)]
+    def draw(s, even):
+        pairs = sorted(zip(s.files, s.labels), key=lambda p: seed_from('preflight', p[0]))
+        return (in_turns(pairs) if even else pairs)[:n]
+    pairs, k = draw(data.valid, False), data.n_classes
+    if even := _is_skewed(pairs, k): pairs = draw(data.valid, True)
+    proves = k**-len(pairs)<1e-3 and not (_is_skewed(pairs, k) and log_orders([l for _,l in pairs])<math.log(1e3))
+    return pairs if proves else pairs+[p for p in draw(data.train, even) if p not in pairs][:n-len(pairs)]
+
+def _is_skewed(pairs, classes):
+    "Whether one class is so frequent that naming it every time beats chance"
+    return max(Counter(l for _,l in pairs).values(), default=0)>=least_right(max(1, len(pairs)), 1/classes)
 
 # %% ../nbs/10_teacher.ipynb #5589f2b8
 @own_modes()

@@ -15,12 +15,12 @@ from .engine.calls import alone, own_modes
 from .images import find_broken, read_images
 from .engine.seen_images import fingerprints, sketch, warn_duplicates
 from .data import guess_size, ImageData, load_data, without
-from .loaders import image_dls
+from .loaders import image_dls, loading_processes, while_loading
 from .engine.resumed_fits import (
     begin_at, forget_states, keep_state, KeepEpochs, kept_file, run_of_all, state_to_go_on)
 from .engine.shared_fits import loader_of, net_of, share_of, shared_fit
 from .engine.measure import measure
-from .models import default_arch, get_model
+from .models import check_network, default_arch, get_model
 from .engine.progress import in_notebook, Progress
 from .engine.processes import agree, broadcast, gather_all, pack, together, unpack, world
 from infoutil.teacher import (
@@ -146,8 +146,8 @@ def train_teacher(
     if path is None: return train()
     with run_of_all(lambda: resumable(path, _settings(learn, data, plan, kwargs, show_progress), force)) as run:
         if not run.done: teacher = train(run=run)
-        else: teacher = None if world()[0] else load_teacher(path, device=learn.dls.device, model=learn.model)
-        return _from_first(teacher, learn.model)
+        else: teacher = None if world()[0] else load_teacher(path, device=learn.dls.device, model=net_of(learn))
+        return _from_first(teacher, net_of(learn))
 
 # %% ../nbs/20_training.ipynb #de97f7a2
 BATCH = 128   # images in a batch of the whole group
@@ -179,7 +179,8 @@ def fit(
     rising = [KeepRising(data, run.folder)] if run and run.folder and plan.strengths else []
     cbs = [*_early_states(plan, data, run), *rising, counts, KeepEpochs(counts, keep, begin)]
     with _forgets_divergence(run, plan):
-        with _seeded_run(plan.seed), alone(learn.model), measure(learn.dls.device) as stage, shared_fit(learn):
+        with (_seeded_run(plan.seed), alone(learn.model), measure(learn.dls.device) as stage, shared_fit(learn),
+              while_loading(learn)):
             first = begin[1]['epoch'] if begin else 0
             with begin_at(learn, first): _fit_schedule(learn, plan, cbs, show_progress, first)
         teacher = state_after(learn, plan.epochs, data)
@@ -197,7 +198,9 @@ class Autocast(Callback):
     def before_batch(self):
         self.ctx = autocast(self.x.device, self.precision)
         self.ctx.__enter__()
-    def after_pred(self): self.learn.pred = self.pred.float()
+    def after_pred(self):
+        if not torch.is_tensor(self.pred): check_logits(self.pred, len(self.x))    # some answer otherwise in training
+        self.learn.pred = self.pred.float()
     def after_loss(self): self._leave()
     def after_cancel_batch(self): self._leave()
     def after_batch(self): self._leave()         # a batch without classes has no loss
@@ -221,11 +224,11 @@ def teacher_learner(
     size:int=None,            # Side in pixels, 8 or more; None: `guess_size`
     bs:int=BATCH,             # Images a batch, 1 or more
     augment:bool=True,        # See `image_dls`
-    workers:int=None,         # Decoding processes; None: none where images fit into memory, else all cores but this one
+    workers:int=None,         # Decoding processes; None: see `loading_processes`
     precision:str='auto',     # See `autocast`
     seed:int=0,               # Another seed, other initial weights
     device=None,              # Where to train; None: the first GPU or the CPU
-    model:nn.Module=None,     # A network of your own instead of `arch`
+    model:nn.Module=None,     # A network of your own instead of `arch`, see `check_network`
     stats:tuple=None,         # Channel means and deviations of 0-1 pixels; None: those of the data
     cbs=(),                   # More of fastai's callbacks, such as `StopAfter`
 )->Learner:                   # A fastai learner that has not been fitted
@@ -236,10 +239,16 @@ def teacher_learner(
                             "raise bs (--bs) or size (--size)")
     arch = arch or (default_arch(size) if model is None else 'custom')
     device = torch.device(device) if device else default_device()
-    if workers is None: workers = 0 if len(data.train)*3*size**2<=2**30 else max(0, torch.get_num_threads()-1)
+    if workers is None: workers = loading_processes(len(data.train), bs, size)
+    if not isinstance(workers, int) or workers<0:
+        raise InfoUtilError(f"workers came as {workers!r}; a whole number from 0 is accepted; "
+                            "leave workers (--workers) "
+                            "out for the usual one")
+    if model is not None: check_network(model.to(device), arch, data.n_classes, size)
     dls = image_dls(data, size, bs, stats, augment=augment, workers=workers, device=device)
     if model is None:
         with seeded(seed, 'teacher weights'): model = get_model(arch, data.n_classes, size)
+        check_float32(model)
     learn = TidyLearner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=fastai_accuracy,
                         cbs=[Autocast(precision), ChannelsLast(), *cbs])
     learn.arch, learn.size = arch, size
@@ -364,12 +373,16 @@ class ForgettingCounts(Callback):
     def before_fit(self):
         n = len(self.dls.train.dataset)
         self.events, self.was, self.ever = [torch.zeros(n, dtype=t) for t in (torch.int32, torch.bool, torch.bool)]
-        self.of, self.draw = self.dls.train, self.dls.train.get_idxs
+    def before_train(self):
+        self.hits, self.of = [], self.dls.train
+        self.draw, self.own = self.of.get_idxs, vars(self.of).get('get_idxs')
         self.of.get_idxs = self._drawn
     def _drawn(self):
+        # at once as it was: the loader may be sent to processes that read, and would take this callback along
+        del self.of.get_idxs
+        if self.own is not None: self.of.get_idxs = self.own
         self.ids = torch.tensor(list(self.draw()))
         return self.ids.tolist()
-    def before_train(self): self.hits = []
     def after_batch(self):
         if self.training: self.hits.append(self.pred.detach().argmax(1)==self.y)
     def after_train(self):
@@ -377,7 +390,6 @@ class ForgettingCounts(Callback):
         ids, right = _of_all(self.ids[:len(right)], right)       # a last batch may have been dropped
         self.events[ids] += (self.was[ids]&~right).int()
         self.was[ids], self.ever[ids] = right, self.ever[ids]|right
-    def after_fit(self): self.of.get_idxs = self.draw
     def state_dict(self): return {k:getattr(self, k) for k in ('events', 'was', 'ever')}
     def load_state_dict(self, state): self.events, self.was, self.ever = [state[k] for k in ('events', 'was', 'ever')]
 
@@ -441,7 +453,7 @@ def _settings(learn, data, plan, kwargs, show=False):
     def files(s):
         told = [Path(f).as_posix() for f in s.files], s.labels, fingerprints(s.paths(), show=show).tolist()
         return f"{len(s)} of digest {_digest(json.dumps(told).encode())}"
-    weights = _digest(pack(learn.model.state_dict()))          # of a network of the user's own, too
+    weights = _digest(pack(net_of(learn).state_dict()))          # of a network of the user's own, too
     how = {k:v for k,v in kwargs.items() if k in ('bs', 'augment', 'precision', 'stats') and (k, v)!=('stats', None)}
     return dict(asdict(plan), arch=learn.arch, size=learn.size, initial_weights=weights, classes=list(data.classes),
                 training_images=files(data.train), validation_images=files(data.valid), held_out=data.held_out,

@@ -299,6 +299,7 @@ def view_labels(
 )->ViewLabels:                   # epochs x n x top_k logits, on the CPU
     "The label teacher's answer to every view of the run that `key` describes"
     check_eval(model)
+    check_float32(model)
     dtype = _FLOATS[check_choice('bits', bits, _FLOATS)]
     if tuple(images.shape)!=(key.n, 3, key.size, key.size):
         raise InfoUtilError(f"images of shape {tuple(images.shape)} came with the key of {key.n} images of {key.size} "

@@ -10,7 +10,7 @@ __all__ = ['what_differs', 'alone', 'Run', 'resumable']
 # %% ../../nbs/engine/runs.ipynb #1d1fe068
 from ..basics import *
 from .outputs import check_new, put_dir, with_parents, write_json, writing
-import json, os, shutil
+import errno, json, os, shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,7 @@ def resumable(
         with alone(folder/'lock', path):
             _open_run(folder, settings, path)
             try:
-                with writing(path): yield from _held_run(folder, real, path, force, done)
+                with _refusals(path, folder): yield from _held_run(folder, real, path, force, done)
                 _clear(folder)
             except BaseException:
                 shutil.rmtree(folder/'out', ignore_errors=True)
@@ -143,6 +143,18 @@ def _held_run(folder, real, path, force, done):
     with writing(path):
         (folder/'done').touch()
         put_dir(folder/'out', real, force)
+
+@contextmanager
+def _refusals(path, folder):
+    "A sentence about the output where writing there was refused, and nowhere else: a run does much besides"
+    try: yield
+    except OSError as e:
+        inside = e.filename is not None and folder in Path(os.path.realpath(os.fsdecode(e.filename))).parents
+        if not inside and (e.filename is not None or e.errno not in _FULL): raise
+        raise OutputError(f"{path} cannot be written ({e.strerror or e}); a place with room and write permission is "
+                          "accepted; choose another one") from e
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)     # what a disk says in the middle of a file, without its name
 
 def _restore(folder, real):
     "Remove what a killed process has left half-written; an output that was about to be replaced comes back"

@@ -9,6 +9,7 @@ __all__ = ['shared_fit', 'share_of', 'net_of', 'loader_of', 'share_loader', 'sha
 
 # %% ../../nbs/engine/shared_fits.ipynb #43c860ed
 from ..basics import *
+from .other_networks import plain_network
 from .processes import broadcast, gather_all, pack, ProcessError, unpack, world
 import json, os, re, torch
 from contextlib import contextmanager
@@ -63,9 +64,8 @@ def share_of(
 def net_of(
     learn:Learner,   # In a shared fit or in none
 )->nn.Module:        # The network itself
-    "The network of a learner, without what shares its gradients"
-    wrapped = isinstance(learn.model, nn.parallel.DistributedDataParallel)
-    return learn.model.module if wrapped else learn.model
+    "The network of a learner, without what shares its gradients or has compiled it"
+    return plain_network(learn.model)
 
 def loader_of(
     dl,         # A loader of a learner, in a shared fit or in none
@@ -97,7 +97,10 @@ def share_loader()->type:   # A subclass of fastai's `DistributedDL`
             sent = broadcast(pack(dict(t=torch.tensor(t))))
             return unpack(sent)[0]['t'].tolist()
         def __len__(self): return self.share//self.bs if self.drop_last else -(-self.share//self.bs)
+        def __reduce__(self): return _new_share, (), vars(self)      # a class of a function has no name to be sent by
     return ShareDL
+
+def _new_share(): return object.__new__(share_loader())
 
 # %% ../../nbs/engine/shared_fits.ipynb #d1074f84
 @cache
