@@ -105,7 +105,8 @@ def check_eval(
     mixing = of_the_batch(mods) if alone else ()
     if mixing:
         raise InfoUtilError(f"{len(mixing)} {type(mixing[0]).__name__} layer(s) without running statistics came, which "
-                            "take those of the batch in eval mode, too; layers that keep them, or GroupNorm, are accepted; "
+                            "take those of the batch in eval mode, too; "
+                            "layers that keep them, or GroupNorm, are accepted; "
                             "train with track_running_stats=True")
 
 def of_the_batch(
