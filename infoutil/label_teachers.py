@@ -13,6 +13,8 @@ from .models import arch_names, default_arch, get_model
 from .teacher import check_classes, Teacher
 from .training import state_name
 from .engine.fast_copies import fast_copy
+from .engine.membership import joined, unseen
+from .engine.seen_images import fingerprints
 from .engine.progress import Progress
 from .labels import different, one_label_teacher, patch_labels, refuse_number, teacher_logits
 from .data import candidates, ImageData, Split
@@ -63,7 +65,8 @@ def relabel(
     logits = patch_labels(teacher.model, ds.images, ds.factor, teacher.mean, teacher.std, chunk=chunk)
     # a set that was loaded without its teacher remembers it in 'teacher'
     meta = {**{k:v for k,v in ds.meta.items() if k!='teacher'}, 'label_teacher': which}
-    return DistilledSet(ds.images, ds.y, ds.classes, logits, teacher, meta, ds.provenance)
+    members = joined(ds.members, teacher.members)
+    return DistilledSet(ds.images, ds.y, ds.classes, logits, teacher, meta, ds.provenance, members=members)
 
 # %% ../nbs/30_label_teachers.ipynb #a894c466
 def _check_labeller(ds, teacher, which):
@@ -162,7 +165,7 @@ def try_label_teachers(
     "Short students on held-out training images, by who labels them and where they would end after the whole run"
     names = different(teachers)
     if n and n>len(names): refuse_number(names, 'auto', n)
-    ds, real = _trial_set(data, teachers['converged'], ipc, images, seed)
+    ds, real = _trial_set(data, teachers, ipc, images, seed)
     device, whole = device or device_of(teachers['converged'].model), recipe(protocol, None, epochs)[2]
     epochs = min(whole, max(30, min(300, views//len(ds))))
     dl, rows = test_dl(ds, real, device=device), {}
@@ -222,17 +225,19 @@ def _student_of(teacher, arch):
     "The student's network: the teacher's, where it has a name"
     return arch or (teacher.arch if teacher.arch in arch_names() else default_arch(teacher.size))
 
-def _trial_set(data, teacher, ipc, images, seed):
+def _trial_set(data, teachers, ipc, images, seed):
     "Random images, as many of each class, and real ones that are not among them"
-    classes = range(data.n_classes)
+    teacher, classes = teachers['converged'], range(data.n_classes)
     least = min(len(data.train.of_class(c)) for c in classes)
     drawn = [candidates(data, c, teacher.size, min(ipc, least), seed) for c in classes]
     ds = DistilledSet(torch.cat([c.images for c in drawn]),
                       torch.arange(data.n_classes).repeat_interleave(len(drawn[0])),
                       data.classes, meta=dict(method='random', factor=1, mean=list(teacher.mean),
                                               std=list(teacher.std)))
-    used, real = {f for c in drawn for f in c.files}, data.choosing
-    at = [i for i,f in enumerate(real.files) if f not in used]
+    used, real = fingerprints([data.root/f for c in drawn for f in c.files]), data.choosing
+    # training images are known to all of them
+    if real is data.valid: real = unseen(real, joined(*(t.members for t in teachers.values())), mixed=True)
+    at = (~torch.isin(fingerprints(real.paths()), used)).nonzero().flatten().tolist()
     at = sorted(at, key=lambda i: seed_from(seed, 'trial', real.files[i]))[:images]
     if not at:
         raise DataError(f"label teachers were to be tried and all {len(real)} training images are in the trial's set; "

@@ -9,6 +9,7 @@ __all__ = ['network_name', 'learner_teacher', 'learner_data']
 
 # %% ../nbs/33_learners.ipynb #881cbf14
 from .basics import *
+from .engine.membership import members_of
 from .data import channel_stats, ImageData, Split
 from .loaders import ImageItems
 from .distillation import distill
@@ -101,17 +102,25 @@ def learner_teacher(
     else:
         stats = channel_stats(learner_data(learn), size)
         model, arch = Unnormalized(model, *stats).to(x.device).eval(), arch and f'unnormalized/{arch}'
-    return Teacher(model, arch or 'custom', classes, size, *stats)
+    return Teacher(model, arch or 'custom', classes, size, *stats, members=_members_of(learn))
 
 # %% ../nbs/33_learners.ipynb #807faf41
 def learner_data(
     learn:Learner,   # A fastai learner over image files
 )->ImageData:        # Its files and labels, class order as its vocab
     "The files inside a fastai learner's loaders"
+    if not isinstance(learn.dls.train_ds, ImageItems): _warn_resize(learn.dls)
+    return _files_of(learn)
+
+def _members_of(learn):
+    "Both sides of its images by their bytes; None where they are no files"
+    try: return members_of(_files_of(learn))
+    except DataError: return None
+
+def _files_of(learn):
     sets = (learn.dls.train_ds, learn.dls.valid_ds)
     if isinstance(sets[0], ImageItems): parts = [ds.split for ds in sets]
     else:
-        _warn_resize(learn.dls)
         paths = [[_item_path(ds.tls[0], i) for i in range(len(ds))] for ds in sets]
         # a common folder, so that draws do not depend on where it lies
         root = Path(os.path.commonpath([p.parent for ps in paths for p in ps]))

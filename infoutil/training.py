@@ -12,7 +12,8 @@ __all__ = ['SCHEDULES', 'OTHER_SCHEDULES', 'BATCH', 'FitPlan', 'state_name', 'pl
 # %% ../nbs/20_training.ipynb #1a53ab7d
 from .basics import *
 from .images import find_broken, read_images
-from .engine.seen_images import fingerprints, sketch, warn_duplicates
+from .engine.membership import Members, members_of
+from .engine.seen_images import fingerprints, warn_duplicates
 from .data import guess_size, ImageData, load_data, without
 from .loaders import image_dls
 from .engine.resumed_fits import (
@@ -23,7 +24,7 @@ from .models import default_arch, get_model
 from .engine.progress import in_notebook, Progress
 from .engine.processes import agree, broadcast, gather_all, pack, together, unpack, world
 from infoutil.teacher import (
-    check_finite, load_teacher, ON_ERROR, predict, save_record, save_teacher, state_of, Teacher, teacher_from,
+    check_finite, load_teacher, ON_ERROR, predict, save_record, state_of, Teacher, teacher_from,
     TrainingRecord,
     write_state)
 from .engine.outputs import check_new, load_part, save_part
@@ -138,9 +139,10 @@ def train_teacher(
     plan = plan_fit(epochs, lr, schedule, wd, seed, early_epoch, checkpoints, strengths)
     kwargs['bs'] = _checked_sizes(size, kwargs.get('bs', BATCH), checkpoints, path)
     if path is not None: together(lambda: _check_place(path, force))
-    data, skipped = _readable(load_together(data, valid_frac), on_error)
+    whole = load_together(data, valid_frac)
+    data, skipped = _readable(whole, on_error)
     with seeded(seed, 'teacher loaders'): learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
-    train = partial(fit, learn, data, plan, skipped=skipped, show_progress=show_progress)
+    train = partial(fit, learn, data, plan, skipped=skipped, show_progress=show_progress, members=members_of(whole))
     if path is None: return train()
     with run_of_all(lambda: resumable(path, _settings(learn, data, plan, kwargs, show_progress), force)) as run:
         if not run.done: teacher = train(run=run)
@@ -168,6 +170,7 @@ def fit(
     run:Run=None,              # Where finished epochs are kept and the result goes; None: nothing is written
     skipped:tuple=(),          # What the record tells of images that were left out
     show_progress:bool=True,   # Progress bars and a table of epochs
+    members:Members=None,      # Both sides of the data; None: those of `data`
 )->Teacher:                    # The converged teacher with its record
     "Train `learn` by `plan`, from where `run` was left"
     agree(_unreadable(learn, show_progress))     # a broken image should stop the run now, not after an hour
@@ -181,8 +184,10 @@ def fit(
             with begin_at(learn, first): _fit_schedule(learn, plan, cbs, show_progress, first)
         teacher = state_after(learn, plan.epochs, data)
     seconds = stage.seconds+(begin[1]['seconds'] if begin else 0)
-    record = _record_of(learn, data, counts.counts(plan.epochs), seconds, stage.peak_bytes, skipped)
-    return _written(replace(teacher, record=record), run, plan.states, strong_states(run, plan, rising))
+    members = members or members_of(data)
+    record = _record_of(learn, data, counts.counts(plan.epochs), seconds, stage.peak_bytes, skipped, members)
+    teacher = replace(teacher, record=record, members=members)
+    return _written(teacher, run, plan.states, strong_states(run, plan, rising))
 
 # %% ../nbs/20_training.ipynb #48d405f6
 class Autocast(Callback):
@@ -397,11 +402,12 @@ def _of_all(ids, right):
 def load_together(
     data,               # Folder, name in `SPECS`, or `ImageData`
     valid_frac:float,   # See `load_data`
+    by:str=None,        # See `load_data`
 )->ImageData:           # The same in all processes of a group
     "`load_data`, where the first process fetches what has to be fetched"
-    def fetch(): load_data(data, valid_frac)
+    def fetch(): load_data(data, valid_frac, by=by)
     if world()[1]>1: together(fetch)
-    return load_data(data, valid_frac)
+    return load_data(data, valid_frac, by=by)
 
 def _unreadable(learn, show=False):
     "The error of the first image that cannot be read, or None"
@@ -452,13 +458,14 @@ def _forgets_divergence(run, plan):
         raise
 
 # %% ../nbs/20_training.ipynb #c9d1c4e5
-def _record_of(learn, data, forgetting, seconds, peak_bytes, skipped):
+def _record_of(learn, data, forgetting, seconds, peak_bytes, skipped, members):
     "The record of a run that has ended"
     names = learn.recorder.metric_names[1:-1]          # without epoch and time
     rows = [{n:round(float(v), 6) for n,v in zip(names, vs)} for vs in learn.recorder.values]
     curve = tuple(dict(epoch=i+1, **r) for i,r in enumerate(rows))
-    files, prints = tuple(Path(f).as_posix() for f in data.train.files), sketch(fingerprints(data.train.paths()))
-    return TrainingRecord(files, forgetting, prints, curve, round(seconds, 2), peak_bytes, skipped)
+    files = tuple(Path(f).as_posix() for f in data.train.files)
+    return TrainingRecord(files, forgetting, members.learned, curve, round(seconds, 2), peak_bytes, skipped,
+                          members.held)
 
 def _written(teacher, run, states, strong=()):
     "The teacher with its digest, once the first process has written it, its states, and its record"
@@ -469,7 +476,7 @@ def _written(teacher, run, states, strong=()):
                               "the file that was written is accepted; start the same command again")
         write_state(*part, run.out, name)
     for name, part in strong: write_state(*part, run.out, name)
-    teacher = save_teacher(teacher, run.out)
+    teacher = replace(teacher, sha256=write_state(*state_of(teacher), run.out, 'converged'))
     save_record(teacher.record, run.out)
     return teacher
 
@@ -496,4 +503,4 @@ def _apart(record):
 
 def _together_again(told, tensors):
     told = {k:tuple(v) if isinstance(v, list) else v for k,v in told.items()}
-    return TrainingRecord(**told, forgetting=tensors['forgetting'], prints=tensors['prints'])
+    return TrainingRecord(**told, **{k:v for k,v in tensors.items() if not k.startswith('model.')})
