@@ -243,8 +243,7 @@ def _views_words(v):
             "`ds.learner(labels='views')`.")
 
 # %% ../nbs/23_files.ipynb #9a95444d
-# newest format of the directory that this reader knows: 1, 2 with view labels, 3 without PNG, 4 with members
-SET_SCHEMA = 4
+SET_SCHEMA = 3   # newest format that this reader knows: 1, 2 with view labels, 3 with members or without PNG
 _TIMES = ('seconds', 'peak_memory', 'stages')   # what differs between equal runs, for run.json; stages: name -> costs
 
 def _manifest(ds, root, images):
@@ -256,7 +255,7 @@ def _manifest(ds, root, images):
     views = {} if ds.views is None else dict(views=ds.views.recipe())
     classes = [dict(index=c, folder=folder_name(c, n), name=n) for c,n in enumerate(ds.classes)]
     kept = {} if images=='png' else dict(image_format=images)
-    return dict(schema=4 if ds.members is not None else 3 if kept else 1+bool(views), **meta, classes=classes,
+    return dict(schema=3 if kept or ds.members is not None else 1+bool(views), **meta, classes=classes,
                 teacher=tea, **views, **kept,
                 versions=ds.meta.get('versions') or _versions(),
                 bytes=dict(images=size('train/'), labels=size('labels/'), teacher=size('teacher/')),

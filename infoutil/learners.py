@@ -83,35 +83,7 @@ def _is_made(model, arch, n_classes, size):
     with torch.no_grad(): a, b = other.to(x.device).eval()(x), model(x)
     return torch.is_tensor(b) and a.shape==b.shape and bool((a-b).abs().max()<=1e-4*b.abs().max())
 
-# %% ../nbs/33_learners.ipynb #058b99c4
-def learner_teacher(
-    learn:Learner,   # A fitted fastai image classifier
-)->Teacher:          # Shares the learner's network
-    "The `Teacher` inside a fastai learner"
-    norm = next((f for f in learn.dls.after_batch.fs if type(f).__name__=='Normalize'), None)
-    x, *y = learn.dls.valid.one_batch()
-    if x.ndim!=4 or x.shape[1]!=3 or x.shape[-1]!=x.shape[-2]:
-        raise TeacherError(f"the learner's batches are {tuple(x.shape)}; square images of three channels are accepted; "
-                           "use PILImage and resize with Resize(size)")
-    if len(y)!=1 or y[0].ndim!=1 or y[0].is_floating_point() or not hasattr(learn.dls, 'vocab'):
-        raise TeacherError("the learner's targets are not one class an image; "
-                           "a classifier with one class an image is accepted; see CategoryBlock")
-    model, classes, size = learn.model.eval(), tuple(map(str, learn.dls.vocab)), x.shape[-1]
-    arch = network_name(model, getattr(learn, 'arch', None), len(classes), size)
-    if norm is not None: stats = [tuple(round(float(v), 6) for v in t.flatten()) for t in (norm.mean, norm.std)]
-    else:
-        stats = channel_stats(learner_data(learn), size)
-        model, arch = Unnormalized(model, *stats).to(x.device).eval(), arch and f'unnormalized/{arch}'
-    return Teacher(model, arch or 'custom', classes, size, *stats, members=_members_of(learn))
-
-# %% ../nbs/33_learners.ipynb #807faf41
-def learner_data(
-    learn:Learner,   # A fastai learner over image files
-)->ImageData:        # Its files and labels, class order as its vocab
-    "The files inside a fastai learner's loaders"
-    if not isinstance(learn.dls.train_ds, ImageItems): _warn_resize(learn.dls)
-    return _files_of(learn)
-
+# %% ../nbs/33_learners.ipynb #1340c14a
 def _members_of(learn):
     "Both sides of its images by their bytes; None where they are no files"
     try: return members_of(_files_of(learn))
@@ -141,6 +113,35 @@ def _learner_split(ds, paths, root):
     labels = [int(ds.tls[1][i]) for i in range(len(paths))]
     order = sorted(range(len(paths)), key=lambda i: (labels[i], str(paths[i])))
     return Split(root, tuple(paths[i].relative_to(root).as_posix() for i in order), tuple(labels[i] for i in order))
+
+# %% ../nbs/33_learners.ipynb #058b99c4
+def learner_teacher(
+    learn:Learner,   # A fitted fastai image classifier
+)->Teacher:          # Shares the learner's network
+    "The `Teacher` inside a fastai learner"
+    norm = next((f for f in learn.dls.after_batch.fs if type(f).__name__=='Normalize'), None)
+    x, *y = learn.dls.valid.one_batch()
+    if x.ndim!=4 or x.shape[1]!=3 or x.shape[-1]!=x.shape[-2]:
+        raise TeacherError(f"the learner's batches are {tuple(x.shape)}; square images of three channels are accepted; "
+                           "use PILImage and resize with Resize(size)")
+    if len(y)!=1 or y[0].ndim!=1 or y[0].is_floating_point() or not hasattr(learn.dls, 'vocab'):
+        raise TeacherError("the learner's targets are not one class an image; "
+                           "a classifier with one class an image is accepted; see CategoryBlock")
+    model, classes, size = learn.model.eval(), tuple(map(str, learn.dls.vocab)), x.shape[-1]
+    arch = network_name(model, getattr(learn, 'arch', None), len(classes), size)
+    if norm is not None: stats = [tuple(round(float(v), 6) for v in t.flatten()) for t in (norm.mean, norm.std)]
+    else:
+        stats = channel_stats(learner_data(learn), size)
+        model, arch = Unnormalized(model, *stats).to(x.device).eval(), arch and f'unnormalized/{arch}'
+    return Teacher(model, arch or 'custom', classes, size, *stats, members=_members_of(learn))
+
+# %% ../nbs/33_learners.ipynb #807faf41
+def learner_data(
+    learn:Learner,   # A fastai learner over image files
+)->ImageData:        # Its files and labels, class order as its vocab
+    "The files inside a fastai learner's loaders"
+    if not isinstance(learn.dls.train_ds, ImageItems): _warn_resize(learn.dls)
+    return _files_of(learn)
 
 def _warn_resize(dls):
     "Say once that candidates are read by shorter side and central square, where the learner squeezes or pads"

@@ -13,7 +13,6 @@ from .comparison import compare
 from .data import guess_size, ImageData, load_data
 from .distillation import distill
 from .distilled_set import DistilledSet
-from .engine.membership import members_of
 from .engine.outputs import check_apart, check_new, mark_ours, new_dir, write_json
 from .engine.processes import agree, together, world
 from .engine.runs import alone, resumable, what_differs
@@ -60,15 +59,13 @@ def teacher_beside(
     tell(f"the teacher in {path} is taken, {100*teacher.accuracy:.1f} % right on images that it had not seen")
     return teacher
 
-def _files_of(record): return {*record.files, *(s['file'] for s in record.skipped)}
-
 def _check_its_images(teacher, data, path, valid_frac):
     "Refuse a teacher that was found, not named, and was trained on other images"
     if teacher.record is None: return
     frac, old = teacher.held_out if valid_frac is None else valid_frac, teacher.record.held is None
-    found = load_data(data, frac, by='path' if old else None)
-    if old: mine, known = {Path(f).as_posix() for f in found.train.files}, _files_of(teacher.record)
-    else: mine, known = [{*v.learned.tolist(), *v.held.tolist()} for v in (members_of(found), teacher.members)]
+    found = load_data(data, frac, by='path' if old else None)         # as it was divided then
+    mine = {Path(f).as_posix() for f in found.train.files}
+    known = {*teacher.record.files, *(s['file'] for s in teacher.record.skipped)}
     if mine==known: return
     raise TeacherError(f"the teacher in {path} was trained on other images ({len(mine-known)} are new, "
                        f"{len(known-mine)} "

@@ -145,13 +145,19 @@ def unseen(
     if members is None or not len(split): return split
     seen = torch.isin(_prints(split), members.learned)
     out, n = _kept(split, ~seen), int(seen.sum())
-    if lost := set(split.labels)-set(out.labels):
+    lost = set(split.labels)-set(out.labels)
+    if lost and not (mixed and len(out)):
         raise DataError(f"{shown(split.root)} holds the images that the set was distilled from: {n} of its "
                         f"{len(split)} "
                         f"are in it or were learned from by its teacher, in {len(lost)} class"
                         f"{'es' if len(lost)>1 else ''} all of them; images that neither the set nor its teacher has "
                         "seen are accepted; name a folder of test images")
-    if n and not mixed:
+    if lost:
+        warnings.warn(f"all images of {len(lost)} of {len(set(split.labels))} classes of {shown(split.root)} were "
+                      "learned from, so "
+                      "that none is left to measure on; accuracies are of the others; name a folder of test images",
+                      stacklevel=3)
+    elif n and not mixed:
         warnings.warn(f"{n} of {len(split)} images to measure on are in the set or were learned from by its teacher, "
                       "byte for byte; they are left out; name a folder of test images", stacklevel=3)
     return out
