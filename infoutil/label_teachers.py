@@ -13,7 +13,7 @@ from .models import arch_names, default_arch, get_model
 from .teacher import check_classes, Teacher
 from .training import state_name
 from .engine.fast_copies import fast_copy
-from .engine.membership import joined, unseen
+from .engine.membership import joined
 from .engine.seen_images import fingerprints
 from .engine.progress import Progress
 from .labels import different, one_label_teacher, patch_labels, refuse_number, teacher_logits
@@ -238,11 +238,16 @@ def _trial_set(data, teachers, ipc, images, seed):
                       data.classes, meta=dict(method='random', factor=1, mean=list(teacher.mean),
                                               std=list(teacher.std)))
     used, real = fingerprints([data.root/f for c in drawn for f in c.files]), data.choosing
-    # training images are known to all of them
-    if real is data.valid: real = unseen(real, joined(*(t.members for t in teachers.values())), mixed=True)
-    at = (~torch.isin(fingerprints(real.paths()), used)).nonzero().flatten().tolist()
+    prints = fingerprints(real.paths())
+    at = (_fair(prints, teachers)&~torch.isin(prints, used)).nonzero().flatten().tolist()
     at = sorted(at, key=lambda i: seed_from(seed, 'trial', real.files[i]))[:images]
     if not at:
         raise DataError(f"label teachers were to be tried and all {len(real)} training images are in the trial's set; "
                         "images to measure on are accepted; add some, or name a label teacher (--label-teacher)")
     return ds, Split(real.root, tuple(real.files[i] for i in at), tuple(real.labels[i] for i in at))
+
+def _fair(prints, teachers):
+    "Which images all teachers have learned from, or none: the others would favour some of them"
+    known = [torch.isin(prints, t.members.learned) for t in teachers.values() if t.members is not None]
+    return torch.stack(known).sum(0)%len(known)==0 if known else torch.ones(len(prints), dtype=torch.bool)
+
