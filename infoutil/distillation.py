@@ -16,7 +16,7 @@ from .pixels import cut_patches
 from .engine.progress import Progress
 from .engine.class_runs import in_step, Meter, run_classes, Shelf, unfinished, Work
 from .data import Candidates, draw_candidates, draw_readable, ImageData, read_ahead, read_candidates
-from .images import check_images
+from .images import check_images, find_broken
 from .engine.membership import by_members, joined, members_of
 from .engine.seen_images import digests
 from .labels import label_epoch_for, label_states, neighbours, one_label_teacher, patch_labels
@@ -386,7 +386,8 @@ def teacher_data(
     old = known is None and teacher.held_out is not None         # of a version that held out by path
     loaded = load_together(data, frac, 'path' if old else None)
     # a fraction that was asked for takes away from what the teacher learned
-    return by_members(loaded, known, False if valid_frac is not None and teacher.held_out is None else None)
+    drawn = False if valid_frac is not None and teacher.held_out is None else None
+    return by_members(loaded, known, drawn, find_broken)
 
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 

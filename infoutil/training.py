@@ -12,7 +12,7 @@ __all__ = ['SCHEDULES', 'OTHER_SCHEDULES', 'BATCH', 'FitPlan', 'state_name', 'pl
 # %% ../nbs/20_training.ipynb #1a53ab7d
 from .basics import *
 from .images import find_broken, read_images
-from .engine.membership import Members, members_of
+from .engine.membership import members_of
 from .engine.seen_images import fingerprints, warn_duplicates
 from .data import guess_size, ImageData, load_data, without
 from .loaders import image_dls
@@ -139,10 +139,9 @@ def train_teacher(
     plan = plan_fit(epochs, lr, schedule, wd, seed, early_epoch, checkpoints, strengths)
     kwargs['bs'] = _checked_sizes(size, kwargs.get('bs', BATCH), checkpoints, path)
     if path is not None: together(lambda: _check_place(path, force))
-    whole = load_together(data, valid_frac)
-    data, skipped = _readable(whole, on_error)
+    data, skipped = _readable(load_together(data, valid_frac), on_error)
     with seeded(seed, 'teacher loaders'): learn = teacher_learner(data, arch, size, seed=seed, **kwargs)
-    train = partial(fit, learn, data, plan, skipped=skipped, show_progress=show_progress, members=members_of(whole))
+    train = partial(fit, learn, data, plan, skipped=skipped, show_progress=show_progress)
     if path is None: return train()
     with run_of_all(lambda: resumable(path, _settings(learn, data, plan, kwargs, show_progress), force)) as run:
         if not run.done: teacher = train(run=run)
@@ -170,7 +169,6 @@ def fit(
     run:Run=None,              # Where finished epochs are kept and the result goes; None: nothing is written
     skipped:tuple=(),          # What the record tells of images that were left out
     show_progress:bool=True,   # Progress bars and a table of epochs
-    members:Members=None,      # Both sides of the data; None: those of `data`
 )->Teacher:                    # The converged teacher with its record
     "Train `learn` by `plan`, from where `run` was left"
     agree(_unreadable(learn, show_progress))     # a broken image should stop the run now, not after an hour
@@ -184,7 +182,7 @@ def fit(
             with begin_at(learn, first): _fit_schedule(learn, plan, cbs, show_progress, first)
         teacher = state_after(learn, plan.epochs, data)
     seconds = stage.seconds+(begin[1]['seconds'] if begin else 0)
-    members = members or members_of(data)
+    members = members_of(data)
     record = _record_of(learn, data, counts.counts(plan.epochs), seconds, stage.peak_bytes, skipped, members)
     teacher = replace(teacher, record=record, members=members)
     return _written(teacher, run, plan.states, strong_states(run, plan, rising))

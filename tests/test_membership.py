@@ -183,7 +183,7 @@ def one_case(seed, at):
         told['test'] += 1
         if r.random()<.2:                                        # a loader of other images
             some = real_dl(knows.train, SIZE, ds.mean, ds.std, device='cpu')
-            with pytest.raises(DataError, match='in the set or were learned from'): test_dl(ds, some)
+            with pytest.raises(DataError, match='in the set or known to its teacher'): test_dl(ds, some)
     return told
 
 def many(seeds, at):
@@ -294,11 +294,11 @@ def test_measuring_on_what_was_learned_is_refused_with_counts(world):
     d, teachers = world
     ds = random_set(d/'p', teachers['p'])
     data = load_folder(d/'p')
-    with pytest.raises(DataError, match='48 of its 48 are in it or were learned from by its teacher'): evaluate(ds, data.train)
+    with pytest.raises(DataError, match='48 of its 48 are in it or its teacher was trained on them'): evaluate(ds, data.train)
     with pytest.raises(DataError, match='a loader of 48 images came, 48 of which'):
         ds.learner(real_dl(data.train, SIZE, ds.mean, ds.std, device='cpu'), 'convnet3_4', 'hard', device='cpu')
     both = Split(data.root, data.train.files[:3]+data.valid.files, data.train.labels[:3]+data.valid.labels)
-    with pytest.warns(UserWarning, match='3 of 15 images to measure on are in the set or were learned from'): assert len(test_dl(ds, both).dataset)==12
+    with pytest.warns(UserWarning, match='3 of 15 images to measure on are in the set or its teacher was trained on them'): assert len(test_dl(ds, both).dataset)==12
 
 def test_a_student_passes_on_what_was_held_out(world, tmp_path):
     from infoutil.kept_students import train_student

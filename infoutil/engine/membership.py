@@ -107,6 +107,8 @@ def by_members(
     data,                # A data set as it was loaded, an `ImageData`
     members:Members,     # Of a teacher; None: `data` itself is returned
     drawn:bool=None,     # Whether its held-out part is a draw that may be undone; None: where it has one
+    # `broken(root, files)`: which of them cannot be read; these stay where they are named. None: none are looked at
+    broken=None,
 ):                       # The same images, each on the side where the teacher has it
     "Divide a data set as it was divided for a teacher"
     if members is None: return data
@@ -115,6 +117,9 @@ def by_members(
     prints = _prints(pool)
     learned, held = [torch.isin(prints, v) for v in (members.learned, members.held)]
     if not learned.any(): return _of_others(data, members)
+    if broken is not None and (new := (~learned&~held).nonzero().flatten().tolist()):
+        bad = broken(data.root, [pool.files[i] for i in new])
+        learned[[i for i in new if pool.files[i] in bad]] = True
     train, rest = _kept(pool, learned), _kept(pool, ~learned)
     _refuse_bare(data, pool, train, held)
     if len(members.held) and (new := int((~learned&~held).sum())):
@@ -149,7 +154,7 @@ def unseen(
     if lost and not (mixed and len(out)):
         raise DataError(f"{shown(split.root)} holds the images that the set was distilled from: {n} of its "
                         f"{len(split)} "
-                        f"are in it or were learned from by its teacher, in {len(lost)} class"
+                        f"are in it or its teacher was trained on them, in {len(lost)} class"
                         f"{'es' if len(lost)>1 else ''} all of them; images that neither the set nor its teacher has "
                         "seen are accepted; name a folder of test images")
     if lost:
@@ -158,7 +163,7 @@ def unseen(
                       "that none is left to measure on; accuracies are of the others; name a folder of test images",
                       stacklevel=3)
     elif n and not mixed:
-        warnings.warn(f"{n} of {len(split)} images to measure on are in the set or were learned from by its teacher, "
+        warnings.warn(f"{n} of {len(split)} images to measure on are in the set or its teacher was trained on them, "
                       "byte for byte; they are left out; name a folder of test images", stacklevel=3)
     return out
 
@@ -169,7 +174,7 @@ def refuse_seen(
     "Refuse images in a loader that cannot be left out any more"
     if members is None or split is None: return
     if n := int(torch.isin(_prints(split), members.learned).sum()):
-        raise DataError(f"a loader of {len(split)} images came, {n} of which are in the set or were learned from by "
+        raise DataError(f"a loader of {len(split)} images came, {n} of which are in the set or known to "
                         "its "
                         "teacher, byte for byte; images that neither has seen are accepted; make the loader with "
                         "test_dl for this set")
