@@ -17,8 +17,8 @@ from .engine.progress import Progress
 from .engine.class_runs import in_step, Meter, run_classes, Shelf, unfinished, Work
 from .data import Candidates, draw_candidates, draw_readable, ImageData, read_ahead, read_candidates
 from .images import check_images, find_broken
-from .engine.membership import by_members, joined, members_of
-from .engine.seen_images import digests
+from .engine.membership import by_members, joined, Members, members_of
+from .engine.seen_images import digests, fingerprints
 from .labels import label_epoch_for, label_states, neighbours, one_label_teacher, patch_labels
 from .methods import check_reads, make_config, map_settings, Method, METHODS
 from .engine.processes import gather_all, together, world
@@ -490,9 +490,17 @@ def _assemble(job, shelf, before):
     if job.trial: meta['label_trial'] = job.trial
     if job.skipped: meta['skipped'] = [dict(file=f, reason=why) for f,why in job.skipped.items()]
     y = torch.arange(data.n_classes).repeat_interleave(m.ipc)
-    members = joined(members_of(data), judge.members, job.labeller.members)
+    members = _members_of_set(job, origin)
     return DistilledSet(images=images, y=y, classes=data.classes, labels=logits, teacher=job.labeller, meta=meta,
                         provenance=origin, members=members)
+
+def _members_of_set(job, origin):
+    "What its teachers were trained on and what it holds; all training images where that of the judge is not known"
+    files = [job.data.root/f for f in dict.fromkeys(p['source'] for p in origin if p.get('source'))]
+    prints = fingerprints(files, missing=-1)
+    known = members_of(job.data) if job.teacher.members is None else job.teacher.members
+    return joined(known, job.labeller.members, Members(prints, prints[:0]))
+
 
 # %% ../nbs/22_distillation.ipynb #f3d39238
 def infoutil_crops(

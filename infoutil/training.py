@@ -426,7 +426,9 @@ def _without_broken(data):
     if not broken: return data, ()
     warnings.warn(f"{len(broken)} of {len(data.train)+len(data.valid)} images cannot be read and are left out; "
                   "training.json lists them", stacklevel=4)
-    data = replace(data, train=without(data.train, broken), valid=without(data.valid, broken))
+    valid = without(data.valid, broken)
+    data = replace(data, train=without(data.train, broken), valid=valid,
+                   test=valid if data.test is data.valid else data.test)
     return data, tuple(dict(file=Path(f).as_posix(), reason=r) for f,r in broken.items())
 
 # %% ../nbs/20_training.ipynb #9cecabef

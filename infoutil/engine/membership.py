@@ -174,7 +174,6 @@ def refuse_seen(
     "Refuse images in a loader that cannot be left out any more"
     if members is None or split is None: return
     if n := int(torch.isin(_prints(split), members.learned).sum()):
-        raise DataError(f"a loader of {len(split)} images came, {n} of which are in the set or known to "
-                        "its "
+        raise DataError(f"a loader of {len(split)} images came, {n} of which are in the set or known to its "
                         "teacher, byte for byte; images that neither has seen are accepted; make the loader with "
                         "test_dl for this set")
