@@ -196,7 +196,8 @@ def _hold_out(split, frac, seed, by):
         if len(fs)<2:
             raise DataError(f"a class has a single image ({shown(fs[0])}); 2 or more are needed to hold one out; "
                             "add images")
-        if len({keys[f] for f in fs})<2: keys.update((f, f) for f in fs)       # copies of one image
+        # copies of one image or two
+        if len({keys[f] for f in fs})<min(3, len(fs)): keys.update((f, f) for f in fs)
         each = {keys[f] for f in fs}                     # counted once, so that copies that are added change nothing
         n = min(len(each)-1, max(1, round(frac*len(each))))
         held.update(sorted(each, key=lambda k: seed_from(seed, 'split', k))[:n])

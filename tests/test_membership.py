@@ -86,7 +86,8 @@ def decided(root, train, r):
     if how=='folder': return load_folder(folder)
     if how=='fraction': return load_folder(r.choice((root, folder)), r.choice((.2, .4)))
     if how in ('learner', 'frame'):
-        data = learner_data(from_learner(folder, r, how=='frame'))
+        try: data = learner_data(from_learner(folder, r, how=='frame'))
+        except KeyError: return load_folder(folder)              # a class has no training image
         if len(set(data.train.labels))<data.n_classes: return load_folder(folder)
         return data
     data = load_folder(folder)
@@ -135,7 +136,9 @@ def entrance(root, train, r):
     "The folder, or what stands for it"
     folder = root/train if train else root
     how = r.choice(('root', 'root', 'folder', 'text', 'loaded', 'fraction', 'learner', 'frame'))
-    if how in ('learner', 'frame'): return quiet(learner_data, from_learner(folder, r, how=='frame'))
+    if how in ('learner', 'frame'):
+        try: return quiet(learner_data, from_learner(folder, r, how=='frame'))
+        except KeyError: return root
     return dict(root=lambda: root, folder=lambda: folder, text=lambda: str(root), loaded=lambda: load_folder(r.choice((root, folder))),
                 fraction=lambda: load_folder(root, .3))[how]()
 
