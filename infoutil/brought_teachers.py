@@ -13,10 +13,12 @@ from .basics import *
 from .engine.calls import own_modes
 from .data import channel_stats, guess_size, ImageData, load_data
 from .images import read_images
+from .engine.membership import members_of
 from .engine.outputs import check_apart, new_dir
 from .engine.seen_images import sha256
 from .models import check_arch, convnet_shape, get_model
 from .teacher import check_teacher, load_teacher, predict, save_teacher, Teacher
+from dataclasses import replace
 from pathlib import Path
 import re, torch, torchvision
 from importlib.resources import files
@@ -57,11 +59,9 @@ def bring_teacher(
     teacher = max(tried, key=lambda t: _right(t, data))
     check_order(teacher, data)
     accuracy = check_teacher(teacher, data)
-    with new_dir(path, force) as tmp: save_teacher(_with_accuracy(teacher, accuracy), tmp)
+    known = replace(teacher, accuracy=accuracy, members=members_of(data))
+    with new_dir(path, force) as tmp: save_teacher(known, tmp)
     return load_teacher(path)
-
-def _with_accuracy(t, accuracy):
-    return Teacher(t.model, t.arch, t.classes, t.size, t.mean, t.std, accuracy=accuracy, held_out=t.held_out)
 
 def _rows(model, size, names, classes):
     "Which outputs are the classes of the data"

@@ -360,12 +360,12 @@ def _show_plan(a, plan): _say_first(f'nothing was trained or written; the plan:\
 
 def _say_verdict(a):
     "What stands against a teacher, from the first process"
-    from infoutil.data import load_data
+    from infoutil.distillation import teacher_data
     from infoutil.engine.processes import world
     from infoutil.teacher import load_teacher
     from infoutil.verdicts import teacher_verdict
     if world()[0]: return
-    for line in teacher_verdict(a.out, load_data(a.data, load_teacher(a.out).held_out), a.on_error):
+    for line in teacher_verdict(a.out, teacher_data(a.data, load_teacher(a.out)), a.on_error):
         print(f'note: {line}')
 
 def _how_trained(a, but=()):

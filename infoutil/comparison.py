@@ -11,6 +11,7 @@ __all__ = ['AXES', 'TABLES', 'SCHEMA', 'compare', 'Entry', 'parse_method', 'pape
 # %% ../nbs/41_comparison.ipynb #88d73ab1
 from .basics import *
 from .engine.calls import own_modes
+from .engine.membership import joined, unseen
 from .engine.seen_images import count_seen, fingerprints, sketch
 from .images import check_crop_pct
 from .models import arch_names
@@ -23,9 +24,8 @@ from .student import RECIPE, LABELS, PROTOCOLS
 from .label_teachers import check_archs, relabel, try_label_teachers
 from .evaluation import evaluate, load_test, test_dl
 from .results import read_results
-from .training import load_together
 from .methods import all_settings, get_method, make_config, Method, METHODS, read_setting, reads
-from .distillation import check_supply, distill, held_out_fraction
+from .distillation import check_supply, distill, teacher_data
 from .engine.jobs import append_row, finished_rows, run_tasks, Task
 from .engine.progress import Progress
 from .engine.processes import together, world
@@ -563,11 +563,11 @@ def _opened(bench, extend):
         yield
 
 # %% ../nbs/41_comparison.ipynb #3493ce59
-def _images_to_measure_on(data, source, test):
+def _images_to_measure_on(data, source, test, members):
     "The evaluation images: those of `test`, or the test part of the data"
     paths = isinstance(source, (str, Path)) and isinstance(test, (str, Path))
     if test is None or (paths and Path(test).resolve()==Path(source).resolve()): return data.test
-    return load_test(test, data.classes)
+    return load_test(test, data.classes, members=members)
 
 def _test_accuracy(teacher, dl, name):
     "Top-1 of a teacher on the evaluation images; one that guesses is refused"
@@ -631,16 +631,19 @@ def _bench(data, teacher, out, methods, settings, device, test, valid_frac, jobs
     "The comparison, checked as far as can be before any work"
     in_step(_check_call, out, teacher, jobs, settings)
     judge, source = in_step(partial(load_teacher, teacher, device=device)), data
-    data = in_step(load_together, data, in_step(held_out_fraction, data, valid_frac, judge))
+    data = in_step(teacher_data, data, judge, valid_frac)
     in_step(check_classes, judge.classes, data.classes)
-    if world()[1]>1: together(lambda: len(_images_to_measure_on(data, source, test)))      # which may fetch them
-    split = in_step(_images_to_measure_on, data, source, test)
+    # which may fetch them
+    if world()[1]>1: together(lambda: len(_images_to_measure_on(data, source, test, judge.members)))
+    split = in_step(_images_to_measure_on, data, source, test, judge.members)
     return in_step(partial(_checked, data, judge, teacher, out, methods, settings, device, split, test, axes))
 
 def _checked(data, judge, teacher, out, methods, settings, device, split, test, axes):
     "The comparison, where none of its settings can be refused"
     check_apart(out, data.root, teacher, *([test] if isinstance(test, (str, Path)) else []))
     g = _grid(axes, methods, judge, data)
+    others = [load_teacher(teacher, w, device='cpu').members for w in g['label_teachers'] if ':' in w]
+    if others: split = unseen(split, joined(*others))
     _check_axes(g, teacher_states(teacher))
     check_archs(g['archs'], data.n_classes, judge.size)
     _check_read(g, methods, settings, axes['labels'], axes['label_teachers'])

@@ -106,7 +106,7 @@ def take_classes(
     labels = None if ds.labels is None else ds.labels[keep][:, :, at]
     return DistilledSet(ds.images[keep], torch.arange(len(at)).repeat_interleave(ds.ipc), [ds.classes[c] for c in at],
                         labels, ds.teacher and _part_of_teacher(ds.teacher, at), meta,
-                        sorted(origin, key=lambda p: p['image']))
+                        sorted(origin, key=lambda p: p['image']), members=ds.members)
 
 def _part_of_teacher(t, at):
     "The label teacher of some classes; its accuracy on them alone is not known"

@@ -13,9 +13,13 @@ __all__ = ['SPECS', 'Split', 'ImageData', 'load_folder', 'train_part', 'measurin
 from .basics import *
 from .engine.hub_datasets import fetch_hub_data, HUB_DATA
 from .engine.outputs import new_dir
+from .engine.part_names import (
+    check_places, check_plain, find_part, folders_in, is_visible, part_of, say_unused, unlisted)
 from .engine.photographed_digits import save_photographed_digits
-from .images import find_broken, image_size, IMAGE_SUFFIXES, read_images
-import http.client, os, shutil, tarfile, zipfile
+from .engine.seen_images import fingerprints
+from .images import find_broken, image_size, IMAGE_SUFFIXES, is_passed_over, read_images
+import http.client, os, shutil, tarfile, warnings, zipfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +66,7 @@ class ImageData:
     # `valid`, or `train` where the validation images are those that students are measured on
     def choosing(self)->Split:
         "What something may be chosen on: never test images"
-        return self.train if set(self.valid.files)&set(self.test.files) else self.valid
+        return self.train if not len(self.valid) or set(self.valid.files)&set(self.test.files) else self.valid
     @property
     def n_classes(self)->int:   # 2 or more
         "How many classes there are"
@@ -77,128 +81,140 @@ def load_folder(
     valid_frac:float=None,   # Part of each class to hold out of training, 0-1; None: a fifth where no other part is
     seed:int=0,              # Another seed, other images held out
     spec:object=None,        # What is known of the set, a `DatasetSpec`; None: it is read off the images
-)->ImageData:                # Files and labels of its parts; no image has been opened
+    # By what images are held out: 'content', or 'path' as in earlier versions; None: by path where there is a `spec`
+    by:str=None,
+)->ImageData:                # Files and labels of its parts; no image has been decoded
     "Find classes, files and splits of an image folder"
     root = Path(path)
     if not os.path.isdir(root):
         raise DataError(f"no folder at {shown(root)}; a folder with train/CLASS/*.jpg, a plain CLASS/*.jpg folder, "
                         f"or one of {', '.join(SPECS)} is accepted; check the path")
-    part = train_part(root)
-    classes, train = list_split(root, part or root)
+    part, passed = train_part(root), Counter()
+    if not part: check_plain(root)
+    classes, train = list_split(root, part or root, passed=passed)
     if len(classes)<2:
         raise DataError(f"{shown(part or root)} has {len(classes)} class folder{'s'*(len(classes)!=1)}; "
                         "2 or more are accepted, one a class; put the images of each class in a folder of its own")
-    val, test = [_first_part(root, names, classes) if part else None for names in (_VALID, ('test',))]
+    val, test = _other_parts(root, part, classes, passed)
+    _say_passed(root, passed)
     frac, held = 0.2 if valid_frac is None and not (val or test) else valid_frac, None
-    if frac is not None: train, held = _hold_out(train, frac, seed)
+    if frac is not None: train, held = _hold_out(train, frac, seed, by or ('path' if spec else 'content'))
     return ImageData(root, classes, train, held or val or test, test or val or held, spec, frac)
 
 # %% ../nbs/09_data.ipynb #f04e2b3e
-_VALID = ('val', 'valid', 'validation')
-
-def _visible(name): return not name.startswith('.') and name!='__MACOSX'      # what archives made on a Mac bring along
-
-def _unlisted(folder, e):
-    return DataError(f"{shown(folder)} cannot be listed ({e.strerror}); a readable folder is accepted; "
-                     "check its permissions")
-
-def _class_dirs(folder):
-    "Class folders in sorted order"
-    try: return sorted((p for p in folder.iterdir() if p.is_dir() and _visible(p.name)), key=lambda p: p.name)
-    except OSError as e: raise _unlisted(folder, e) from e
-
-def _part(root, name, filled=False):
-    "The folder of one part, its name in any case, or None; `filled` asks for folders inside"
-    found = [p for p in _class_dirs(root) if p.name.lower()==name and (not filled or _class_dirs(p))]
-    if len(found)>1:
-        raise DataError(f"{shown(root)} holds both {found[0].name} and {found[1].name}; one folder a part is accepted; "
-                        "rename or remove the other")
-    return found[0] if found else None
-
 def train_part(
     root:Path,   # A data set's folder
 )->Path:         # None where there is none
     "The folder of the training part: a `train` without folders inside is a class of that name"
-    return _part(root, 'train', filled=True)
+    return find_part(root, 'train', filled=True)
 
 def measuring_part(
     root:Path,   # A folder of images to measure on
 )->Path:         # None where classes lie in `root` itself
     "The folder of the test part, else of the validation part, where a folder holds nothing but such parts"
-    names = ('test', *_VALID)
-    if {p.name.lower() for p in _class_dirs(root)}-set(names): return None
-    return next(filter(None, (_part(root, k, filled=True) for k in names)), None)
+    if {part_of(p.name) for p in folders_in(root)}-{'test', 'valid'}: return None
+    return next(filter(None, (find_part(root, k, filled=True) for k in ('test', 'valid'))), None)
 
 # %% ../nbs/09_data.ipynb #3a457b08
 def list_split(
     root,           # The data set's folder, which the files are named from
     folder:Path,    # That of the part, with a folder for every class
     classes=None,   # Names that the class folders must have; None: any
+    passed=None,    # A `Counter` that gets pictures that are passed over, by class and suffix; None: they are said
 )->tuple:           # Class names, sorted, and a `Split`
     "Find the classes of a folder and their files"
-    dirs = _class_dirs(folder)
-    _check_places(folder, dirs)
+    dirs = folders_in(folder)
+    check_places(folder, dirs)
     names = tuple(d.name for d in dirs)
     if classes is not None and names!=classes:
         odd = shown(', '.join(sorted(set(names)^set(classes))[:5]))
         raise DataError(f"{shown(folder)} has {len(names)} class folders and the training part has {len(classes)} "
                         f"(only on one side: {odd}); the same class folders are accepted on both sides; "
                         "rename or remove the odd ones")
-    files, labels = [], []
+    files, labels, others = [], [], Counter() if passed is None else passed
     for c,d in enumerate(dirs):
-        fs = [os.path.relpath(f, root) for f in _image_files(d)]
+        fs, more = _image_files(d)
+        fs = [os.path.relpath(f, root) for f in fs]
         if not fs:
-            raise DataError(f"class folder {shown(d)} holds no image; one image or more is accepted in every class; "
-                            "fill or remove the folder")
+            has = f' that can be read ({_kinds(more)})' if more else ''
+            raise DataError(f"class folder {shown(d)} holds no image{has}; one image or more is accepted in every "
+                            "class; fill or remove the folder")
+        others.update({(d.name, s):k for s,k in more.items()})
         files += fs
         labels += [c]*len(fs)
+    if passed is None: _say_passed(folder, others)
     return names, Split(Path(root), tuple(files), tuple(labels))
 
 # %% ../nbs/09_data.ipynb #a1ee906b
 def _image_files(folder):
-    "Image files below one class folder, sorted by path; links are not followed into folders"
-    def refuse(e): raise _unlisted(e.filename, e) from e
-    is_image = lambda f: not f.startswith('.') and os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES
-    files = []
+    "Image files below one class folder, sorted by path, and other pictures by suffix; links are no folders"
+    def refuse(e): raise unlisted(e.filename, e) from e
+    files, others = [], {}
     for d,inside,fs in os.walk(folder, onerror=refuse):
-        inside[:] = filter(_visible, inside)
-        files += [os.path.join(d, f) for f in fs if is_image(f)]
-    return sorted(files)
+        inside[:] = filter(is_visible, inside)
+        for f in fs:
+            suffix = os.path.splitext(f)[1].lower()
+            if f.startswith('.'): continue
+            elif suffix in IMAGE_SUFFIXES: files.append(os.path.join(d, f))
+            else: others.setdefault(suffix, []).append(os.path.join(d, f))
+    return sorted(files), {s:len(fs) for s,fs in others.items() if is_passed_over(min(fs))}
 
-def _check_places(folder, dirs):
-    "Refuse class folders that are links to another class, or to a folder that holds them"
-    here, links = folder.resolve(), [d for d in dirs if d.is_symlink()]
-    taken = {here/d.name:f"class '{shown(d.name)}'" for d in dirs if d not in links}
-    taken |= {p:'a folder that holds it' for p in (here, *here.parents)}
-    for d in links:
-        to = d.resolve()
-        if to in taken:
-            raise DataError(f"class folder {shown(d)} is a link to {shown(to)}, {taken[to]}; "
-                            "every class needs a folder of its own; remove the link")
-        taken[to] = f"class '{shown(d.name)}'"
+def _kinds(passed):
+    "Suffixes with their numbers"
+    return ', '.join(f"{n} {s or 'without a suffix'}" for s,n in Counter(passed).most_common(5))
+
+def _say_passed(folder, passed):
+    "Warn once of the pictures that are passed over, by class and suffix"
+    if not passed: return
+    kinds, per = Counter(), Counter()
+    for (c,s),k in passed.items():
+        kinds[s] += k
+        per[c] += k
+    c, most = per.most_common(1)[0]
+    n = sum(per.values())
+    where = f"all of class '{shown(c)}'" if most==n and n>1 else f"{most} of class '{shown(c)}'"
+    warnings.warn(f"{n} picture{'s'*(n>1)} below {shown(folder)} {'are' if n>1 else 'is'} passed over "
+                  f"({_kinds(kinds)}; "
+                  f"{where}); {', '.join(sorted(IMAGE_SUFFIXES))} are read; convert or rename them", stacklevel=3)
+
+# %% ../nbs/09_data.ipynb #3e2a04c7
+def _other_parts(root, part, classes, passed):
+    "The validation and the test part beside a training part, each None where it is not there"
+    if not part: return None, None
+    found = [find_part(root, k) for k in ('valid', 'test')]
+    say_unused(root, [part, *filter(None, found)], IMAGE_SUFFIXES)
+    return [p and list_split(root, p, classes, passed)[1] for p in found]
 
 # %% ../nbs/09_data.ipynb #5a396405
-def _first_part(root, names, classes):
-    "The split of the first part that is there, or None"
-    parts = [_part(root, k) for k in names]
-    return next((list_split(root, p, classes)[1] for p in parts if p), None)
-
-def _hold_out(split, frac, seed):
-    "Split off `frac` of every class, chosen by a hash of the file's path"
+def _hold_out(split, frac, seed, by):
+    "Split off `frac` of every class by a hash, and with an image all of its copies"
     if not 0<frac<1:
         raise DataError(f"a validation fraction of {frac} came; a number above 0 and below 1 is accepted; "
                         "take 0.2 for a fifth of every class")
-    held = set()
+    held, keys = set(), _keys(split, check_choice('draw', by, ('content', 'path')))
     for fs in split._by_class.values():
         if len(fs)<2:
             raise DataError(f"a class has a single image ({shown(fs[0])}); 2 or more are needed to hold one out; "
                             "add images")
-        n = min(len(fs)-1, max(1, round(frac*len(fs))))
-        held.update(sorted(fs, key=lambda f: seed_from(seed, 'split', f))[:n])
+        # copies of one image or two
+        if len({keys[f] for f in fs})<min(3, len(fs)): keys.update((f, f) for f in fs)
+        each = {keys[f] for f in fs}                     # counted once, so that copies that are added change nothing
+        n = min(len(each)-1, max(1, round(frac*len(each))))
+        held.update(sorted(each, key=lambda k: seed_from(seed, 'split', k))[:n])
     def part(inside):
-        pairs = [(f,l) for f,l in zip(split.files, split.labels) if (f in held)==inside]
+        pairs = [(f,l) for f,l in zip(split.files, split.labels) if (keys[f] in held)==inside]
         return Split(split.root, *map(tuple, zip(*pairs)))
-    return part(False), part(True)
+    out = part(False), part(True)
+    if len(out[0]._by_class)==len(split._by_class): return out
+    c = next(fs[0] for c,fs in split._by_class.items() if not out[0].of_class(c))
+    raise DataError(f"all images of a class are copies of images that another class holds out (such as {shown(c)}); "
+                    "images of its own are accepted in every class; remove the copies")
+
+def _keys(split, by):
+    "What decides on which side a file is: its fingerprint, or its path where that is asked for or it cannot be read"
+    if by=='path': return {f:f for f in split.files}
+    prints = fingerprints(split.paths(), missing=-1).tolist()
+    return {f:p if p>=0 else f for f,p in zip(split.files, prints)}
 
 # %% ../nbs/09_data.ipynb #882c370b
 def without(
@@ -260,15 +276,17 @@ def load_data(
     valid_frac:float=None,   # Part of every class's training images to hold out, 0-1; None: see `load_folder`
     seed:int=0,              # Another seed, other images held out
     dest=None,               # Where a named set is kept; None: fastai's data folder
-)->ImageData:                # Files and labels of its parts; no image has been opened
+    by:str=None,             # By what images are held out, see `load_folder`
+)->ImageData:                # Files and labels of its parts; no image has been decoded
     "Load an image folder or a named data set"
     if isinstance(source, ImageData):
         if valid_frac is None: return source
         raise DataError(f"loaded data came with a validation fraction of {valid_frac}; one or the other is accepted; "
                         "give the fraction where the folder is loaded")
     if str(source) in SPECS and not os.path.isdir(source):
-        return load_folder(fetch_data(str(source), dest), valid_frac, seed, SPECS[str(source)])
-    return load_folder(fetch_data(source, dest) if str(source).startswith(HUB_DATA) else source, valid_frac, seed)
+        return load_folder(fetch_data(str(source), dest), valid_frac, seed, SPECS[str(source)], by)
+    folder = fetch_data(source, dest) if str(source).startswith(HUB_DATA) else source
+    return load_folder(folder, valid_frac, seed, by=by)
 
 def fetch_data(
     name:str,    # A name in `SPECS`, or hf://owner/name
@@ -429,9 +447,10 @@ def draw_candidates(
     n:int=300,        # At most so many images, 1 or more
     seed:int=0,       # Another seed, other images
 )->tuple:             # Paths relative to the data set's root, in the order of their hashes
-    "Choose up to `n` training images of class `label`, by a hash of their names"
+    "Choose up to `n` different training images of class `label`, by a hash of their names"
     if n<1: raise BudgetError(f"{n} candidate images came; 1 or more is accepted; raise candidates (--candidates)")
-    return tuple(sorted(data.train.of_class(label), key=lambda f: seed_from(seed, 'candidates', _posix(f)))[:n])
+    files = set(data.train.of_class(label))                 # rows may repeat, as those of a balanced table do
+    return tuple(sorted(files, key=lambda f: seed_from(seed, 'candidates', _posix(f)))[:n])
 
 def _posix(f): return f if os.sep=='/' else Path(f).as_posix()      # the same seeds on every system
 

@@ -6,7 +6,7 @@ Docs: https://infoutil.github.io/infoutil/distillation.html.md"""
 
 # %% auto #0
 __all__ = ['distill', 'Job', 'class_maps', 'weights_digest', 'refuse_choice', 'check_choice_of', 'label_images',
-           'held_out_fraction', 'check_supply', 'infoutil_crops', 'choose_crops']
+           'held_out_fraction', 'teacher_data', 'check_supply', 'infoutil_crops', 'choose_crops']
 
 # %% ../nbs/22_distillation.ipynb #24db9f3b
 from .basics import *
@@ -17,9 +17,10 @@ from .pixels import cut_patches
 from .engine.progress import Progress
 from .engine.class_runs import in_step, Meter, run_classes, Shelf, unfinished, Work
 from .data import Candidates, draw_candidates, draw_readable, ImageData, read_ahead, read_candidates
-from .images import check_images
+from .images import check_images, find_broken
 from .loaders import mirrors
-from .engine.seen_images import digests
+from .engine.membership import by_members, joined, Members, members_of
+from .engine.seen_images import digests, fingerprints
 from .labels import label_epoch_for, label_states, neighbours, one_label_teacher, patch_labels
 from .methods import check_reads, make_config, map_settings, Method, METHODS
 from .engine.processes import gather_all, together, world
@@ -341,7 +342,7 @@ def _check_call(m, teacher, on_error, workers, bs):
 def _admit(job, data, valid_frac, preflight, on_error, workers):
     "Data and candidates of a run; whatever does not fit is refused"
     m, teacher = job.method, job.teacher
-    job.data = data = load_together(data, held_out_fraction(data, valid_frac, teacher))
+    job.data = data = teacher_data(data, teacher, valid_frac)
     job.method = m = m.on(mirrors(data))
     check_classes(teacher.classes, data.classes)
     m.needs(teacher)
@@ -382,6 +383,19 @@ def held_out_fraction(
                            "leave valid_frac (--valid-frac) out, or train another teacher")
     return teacher.held_out if valid_frac is None else valid_frac
 
+def teacher_data(
+    data,                   # Folder, name, or `ImageData`
+    teacher:Teacher,        # Who judges
+    valid_frac:float=None,  # See `held_out_fraction`
+)->ImageData:               # Its training images are among those of the teacher, and none of the others is
+    "Data with every image on the side where the teacher has it, by the bytes of the files"
+    frac, known = held_out_fraction(data, valid_frac, teacher), teacher.members
+    old = known is None and teacher.held_out is not None         # of a version that held out by path
+    loaded = load_together(data, frac, 'path' if old else None)
+    # a fraction that was asked for takes away from what the teacher learned
+    drawn = False if valid_frac is not None and teacher.held_out is None else None
+    return by_members(loaded, known, drawn, find_broken)
+
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 def check_supply(
@@ -390,7 +404,7 @@ def check_supply(
     drawn=None,      # Candidates of every class, where some images were left out; None: as many as there are
 )->None:             # Nothing; `BudgetError` where a class has too few
     "Refuse classes with fewer images than the mosaics need"
-    counts = [min(len(data.train.of_class(c)), m.candidates) if drawn is None else len(drawn[c])
+    counts = [min(len(set(data.train.of_class(c))), m.candidates) if drawn is None else len(drawn[c])
               for c in range(data.n_classes)]
     least, c = min((k, c) for c,k in enumerate(counts))
     if (most:=least*m.per_part)<m.n:
@@ -484,8 +498,17 @@ def _assemble(job, shelf, before):
     if job.trial: meta['label_trial'] = job.trial
     if job.skipped: meta['skipped'] = [dict(file=f, reason=why) for f,why in job.skipped.items()]
     y = torch.arange(data.n_classes).repeat_interleave(m.ipc)
+    members = _members_of_set(job, origin)
     return DistilledSet(images=images, y=y, classes=data.classes, labels=logits, teacher=job.labeller, meta=meta,
-                        provenance=origin)
+                        provenance=origin, members=members)
+
+def _members_of_set(job, origin):
+    "What its teachers were trained on and what it holds; all training images where that of the judge is not known"
+    files = [job.data.root/f for f in dict.fromkeys(p['source'] for p in origin if p.get('source'))]
+    prints = fingerprints(files, missing=-1)
+    known = members_of(job.data) if job.teacher.members is None else job.teacher.members
+    return joined(known, job.labeller.members, Members(prints, prints[:0]))
+
 
 # %% ../nbs/22_distillation.ipynb #f3d39238
 @own_modes()

@@ -45,6 +45,9 @@ class DistilledSet:
     meta:dict=field(default_factory=dict)         # What made it: method, config, factor, mean, std (0-1 pixels), ...
     provenance:list=field(default_factory=list)   # A dict a patch, see `mosaics.provenance`
     views:object=None     # Its logits on every view of a run, see `view_labels.ViewLabels`, or None
+    # `Members`: images that it was made from or that its teachers were trained on, and those held out from them; None:
+    # nobody knows
+    members:object=None
 
     def __post_init__(self):
         put = lambda k,v: object.__setattr__(self, k, v)

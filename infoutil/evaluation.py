@@ -17,6 +17,8 @@ from .teacher import save_teacher, Teacher
 from fastai.learner import Learner
 from .engine.memory import memory_free
 from .data import ImageData, list_split, load_data, measuring_part, Split, train_part
+from .engine.membership import pooled, refuse_seen, unseen
+from .engine.part_names import find_part
 from .loaders import ImageItems
 from .images import check_crop_pct, check_images
 from .distilled_set import DistilledSet
@@ -121,7 +123,7 @@ def keep_student(
     "Keep a student as teachers are kept, with its last accuracy on real images where it was measured"
     told = Teacher(learn.model.eval(), learn.arch, tuple(ds.classes), ds.size, tuple(ds.mean), tuple(ds.std),
                    learn.epoch+1,
-                   _Trained(learn).accuracy, held_out=ds.meta.get('held_out'))
+                   _Trained(learn).accuracy, held_out=ds.meta.get('held_out'), members=ds.members)
     with new_dir(path, force) as tmp: return save_teacher(told, tmp)
 
 
@@ -131,30 +133,35 @@ def load_test(
     source,
     classes,                 # Class names of the distilled set, in order
     valid_frac:float=None,   # Take the held-out part of the training images instead, 0 to 1, see `data.load_folder`
+    members=None,            # `Members` of the set, whose images are left out; None: nothing is known of it
+    by:str=None,             # See `data.load_folder`
 )->Split:                    # Files and class indices of the test part
     "Real images to measure students on"
     root = Path(source) if not isinstance(source, ImageData) else None
     if root is not None and root.is_dir() and not train_part(root) and valid_frac is None:
-        names, split = list_split(root, measuring_part(root) or root)
+        part = measuring_part(root)
+        (names, split), mixed = list_split(root, part or root), part is None
     else:
-        data = load_data(source, valid_frac)
+        data = load_data(source, valid_frac, by=by)
         names, split = data.classes, data.test if valid_frac is None else data.valid
-    if tuple(names)==tuple(classes): return split
+        mixed = data.held_out is not None and (valid_frac is not None or data.test is data.valid)
+        if mixed and members is not None: split = pooled(data.train, data.valid)
+    if tuple(names)==tuple(classes): return unseen(split, members, mixed)
     odd = ', '.join(sorted(set(names)^set(classes))[:5]) or 'none, the order differs'
     raise InfoUtilError(f"the test images have {len(names)} classes and the distilled set {len(classes)} (on one side "
                         f"only: {odd}); the same class folders are accepted; use the test part of the same data set")
 
 # %% ../nbs/29_evaluation.ipynb #345b3249
 def _test_fraction(ds, test, valid_frac):
-    "The part of a folder's training images to measure on; None where the folder is for testing, or has a part that is"
+    "The part of a folder's training images to measure on; None where the folder or the set's members tell"
     held, root = ds.meta.get('held_out'), Path(test) if isinstance(test, (str, Path)) else None
     if valid_frac is not None and held not in (None, valid_frac):
         raise InfoUtilError(f"a held-out fraction of {valid_frac} came and {held} of the training images were held out "
                             f"from the teacher and from the set; {held} is accepted, since the others have been "
                             "trained on; leave valid_frac (--valid-frac) out")
-    if valid_frac is not None or root is None or not root.is_dir(): return valid_frac
+    if valid_frac is not None or ds.members is not None or root is None or not root.is_dir(): return valid_frac
     if train_part(root):
-        return None if any((root/k).is_dir() for k in ('test', 'val', 'valid', 'validation')) else held
+        return None if any(find_part(root, k) for k in ('test', 'valid')) else held
     if root.resolve().name!=ds.meta.get('data') or not ds.provenance: return None
     if not all((root/p['source']).is_file() for p in ds.provenance): return None
     if held is not None: return held
@@ -181,8 +188,10 @@ test_dl.__test__ = False     # pytest takes names that begin so for tests
 
 def _find(ds, test, valid_frac):
     "Where the real images are; none is read"
-    if isinstance(test, (Split, TfmdDL)): return test
-    return load_test(test, ds.classes, _test_fraction(ds, test, valid_frac))
+    if isinstance(test, TfmdDL): return test
+    if isinstance(test, Split): return unseen(test, ds.members)
+    frac, old = _test_fraction(ds, test, valid_frac), ds.members is None and ds.meta.get('held_out') is not None
+    return load_test(test, ds.classes, frac, ds.members, 'path' if old else None)
 
 def _read_all(items, workers=4):
     "Decode every image of `items` into its memory, or only look whether that can be done"
@@ -227,6 +236,7 @@ def _check_dl(ds, dl, valid_frac, crop_pct=None):
         if v is None: continue
         raise InfoUtilError(f"{what}={v} came with a loader, which holds its images already; one of them is "
                             f"accepted; leave {what} out")
+    refuse_seen(getattr(dl.dataset, 'split', None), ds.members)
     return dl
 
 # %% ../nbs/29_evaluation.ipynb #59ee2e99

@@ -14,6 +14,8 @@ from .models import arch_names, default_arch, get_model
 from .teacher import check_classes, Teacher
 from .training import state_name
 from .engine.fast_copies import fast_copy
+from .engine.membership import joined
+from .engine.seen_images import fingerprints
 from .engine.progress import Progress
 from .labels import different, one_label_teacher, patch_labels, refuse_number, teacher_logits
 from .data import candidates, ImageData, Split
@@ -22,6 +24,7 @@ from .loaders import mirrors
 from .student import RECIPE, recipe, REGIMES
 from .evaluation import evaluate, mean_std, student_rows, test_dl
 import math, pandas as pd, torch
+from dataclasses import replace
 from functools import partial
 from fastcore.meta import delegates
 from matplotlib.axes import Axes
@@ -67,7 +70,8 @@ def relabel(
     logits = patch_labels(teacher.model, ds.images, ds.factor, teacher.mean, teacher.std, chunk=chunk)
     # a set that was loaded without its teacher remembers it in 'teacher'
     meta = {**{k:v for k,v in ds.meta.items() if k!='teacher'}, 'label_teacher': which}
-    return DistilledSet(ds.images, ds.y, ds.classes, logits, teacher, meta, ds.provenance)
+    members = joined(ds.members, teacher.members)
+    return DistilledSet(ds.images, ds.y, ds.classes, logits, teacher, meta, ds.provenance, members=members)
 
 # %% ../nbs/30_label_teachers.ipynb #a894c466
 def _check_labeller(ds, teacher, which):
@@ -168,7 +172,7 @@ def try_label_teachers(
     "Short students on held-out training images, by who labels them and where they would end after the whole run"
     names = different(teachers)
     if n and n>len(names): refuse_number(names, 'auto', n)
-    ds, real = _trial_set(data, teachers['converged'], ipc, images, seed)
+    ds, real = _trial_set(data, teachers, ipc, images, seed)
     device, whole = device or device_of(teachers['converged'].model), recipe(protocol, None, epochs)[2]
     epochs = min(whole, max(30, min(300, views//len(ds))))
     dl, rows = test_dl(ds, real, device=device), {}
@@ -195,7 +199,9 @@ _REACH = .95
 
 def _trial_student(ds, dl, arch, protocol, epochs, whole, seed, teacher, which):
     "One short student: what it reached, and what it would reach in a run of `whole` epochs"
-    res = evaluate(relabel(ds, teacher, which), dl, arch, 'online', protocol, epochs, 1, seed, max(epochs//8, 1),
+    # its training images may be measured on: all label teachers know them alike, and test images are spared
+    told = replace(relabel(ds, teacher, which), members=None)
+    res = evaluate(told, dl, arch, 'online', protocol, epochs, 1, seed, max(epochs//8, 1),
                    device=dl.device, show_progress=False)
     own = _accuracy(teacher, dl)
     then = _expected(res.curves[0], res.mean, epochs, whole, own)
@@ -228,20 +234,26 @@ def _student_of(teacher, arch):
     "The student's network: the teacher's, where it has a name"
     return arch or (teacher.arch if teacher.arch in arch_names() else default_arch(teacher.size))
 
-def _trial_set(data, teacher, ipc, images, seed):
+def _trial_set(data, teachers, ipc, images, seed):
     "Random images, as many of each class, and real ones that are not among them"
-    classes = range(data.n_classes)
+    teacher, classes = teachers['converged'], range(data.n_classes)
     least = min(len(data.train.of_class(c)) for c in classes)
     drawn = [candidates(data, c, teacher.size, min(ipc, least), seed) for c in classes]
     ds = DistilledSet(torch.cat([c.images for c in drawn]),
                       torch.arange(data.n_classes).repeat_interleave(len(drawn[0])),
                       data.classes, meta=dict(method='random', factor=1, mean=list(teacher.mean),
-                                              std=list(teacher.std),
-                                              flip=mirrors(data)))
-    used, real = {f for c in drawn for f in c.files}, data.choosing
-    at = [i for i,f in enumerate(real.files) if f not in used]
+                                              std=list(teacher.std), flip=mirrors(data)))
+    used, real = fingerprints([data.root/f for c in drawn for f in c.files]), data.choosing
+    prints = fingerprints(real.paths())
+    at = (_fair(prints, teachers)&~torch.isin(prints, used)).nonzero().flatten().tolist()
     at = sorted(at, key=lambda i: seed_from(seed, 'trial', real.files[i]))[:images]
     if not at:
         raise DataError(f"label teachers were to be tried and all {len(real)} training images are in the trial's set; "
                         "images to measure on are accepted; add some, or name a label teacher (--label-teacher)")
     return ds, Split(real.root, tuple(real.files[i] for i in at), tuple(real.labels[i] for i in at))
+
+def _fair(prints, teachers):
+    "Which images all teachers have learned from, or none: the others would favour some of them"
+    known = [torch.isin(prints, t.members.learned) for t in teachers.values() if t.members is not None]
+    return torch.stack(known).sum(0)%len(known)==0 if known else torch.ones(len(prints), dtype=torch.bool)
+

@@ -63,8 +63,9 @@ def teacher_beside(
 def _check_its_images(teacher, data, path, valid_frac):
     "Refuse a teacher that was found, not named, and was trained on other images"
     if teacher.record is None: return
-    mine = {Path(f).as_posix() for f in load_data(data, teacher.held_out if valid_frac is None
-                                                  else valid_frac).train.files}
+    frac, old = teacher.held_out if valid_frac is None else valid_frac, teacher.record.held is None
+    found = load_data(data, frac, by='path' if old else None)         # as it was divided then
+    mine = {Path(f).as_posix() for f in found.train.files}
     known = {*teacher.record.files, *(s['file'] for s in teacher.record.skipped)}
     if mine==known: return
     raise TeacherError(f"the teacher in {path} was trained on other images ({len(mine-known)} are new, "

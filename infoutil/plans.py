@@ -13,7 +13,7 @@ from .basics import *
 from .comparison import grid_of
 from .data import (
     channel_stats, draw_candidates, guess_size, ImageData, load_data, read_candidates, Split)
-from .distillation import check_supply, held_out_fraction, Job
+from .distillation import check_supply, Job, teacher_data
 from .distilled_set import DistilledSet
 from .engine.measure import measure
 from .images import read_images
@@ -181,7 +181,7 @@ def plan_distill(
     images:int=8,         # Candidates to time, 1 or more; more where a mosaic needs them
 )->Plan:                  # A step for the candidates, one for the chosen, one for the trial of label teachers
     "What a set will take"
-    data = load_data(data, held_out_fraction(data, valid_frac, teacher))
+    data = teacher_data(data, teacher, valid_frac)
     m, n = cfg.fit(teacher.size), data.n_classes
     check_classes(teacher.classes, data.classes)
     m.needs(teacher)

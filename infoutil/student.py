@@ -16,6 +16,7 @@ from .engine.calls import alone, own_modes
 from .models import get_model, own_arch
 from .loaders import PictureLoaders
 from .training import Autocast, EpochBar, TidyLearner
+from .engine.membership import refuse_seen
 from .engine.memory import is_out_of_memory
 from .engine.progress import Progress
 from .labels import HardLabels, OnlineLabels, StoredLabels
@@ -235,6 +236,7 @@ def student_learner(
     "A fastai `Learner` that trains a new network on a distilled set"
     p, labels, epochs = recipe(protocol, labels or labels_of(ds, protocol), epochs)
     _check_numbers(lr, bs, every)
+    refuse_seen(getattr(getattr(valid, 'dataset', None), 'split', None), ds.members)
     arch, told, n_classes = student_arch(ds, arch), REGIMES[labels], len(ds.classes)
     device = torch.device(device) if device else default_device()
     key = told.key(ds, p, epochs, bs, arch, seed)

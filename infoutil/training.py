@@ -13,7 +13,8 @@ __all__ = ['SCHEDULES', 'OTHER_SCHEDULES', 'BATCH', 'FitPlan', 'state_name', 'pl
 from .basics import *
 from .engine.calls import alone, own_modes
 from .images import find_broken, read_images
-from .engine.seen_images import fingerprints, sketch, warn_duplicates
+from .engine.membership import members_of
+from .engine.seen_images import fingerprints, warn_duplicates
 from .data import guess_size, ImageData, load_data, without
 from .loaders import image_dls, loading_processes, while_loading
 from .engine.resumed_fits import (
@@ -24,7 +25,7 @@ from .models import check_network, default_arch, get_model
 from .engine.progress import in_notebook, Progress
 from .engine.processes import agree, broadcast, gather_all, pack, together, unpack, world
 from infoutil.teacher import (
-    check_finite, load_teacher, ON_ERROR, predict, save_record, save_teacher, state_of, Teacher, teacher_from,
+    check_finite, load_teacher, ON_ERROR, predict, save_record, state_of, Teacher, teacher_from,
     TrainingRecord,
     write_state)
 from .engine.outputs import check_new, load_part, save_part
@@ -185,8 +186,10 @@ def fit(
             with begin_at(learn, first): _fit_schedule(learn, plan, cbs, show_progress, first)
         teacher = state_after(learn, plan.epochs, data)
     seconds = stage.seconds+(begin[1]['seconds'] if begin else 0)
-    record = _record_of(learn, data, counts.counts(plan.epochs), seconds, stage.peak_bytes, skipped)
-    return _written(replace(teacher, record=record), run, plan.states, strong_states(run, plan, rising))
+    members = members_of(data)
+    record = _record_of(learn, data, counts.counts(plan.epochs), seconds, stage.peak_bytes, skipped, members)
+    teacher = replace(teacher, record=record, members=members)
+    return _written(teacher, run, plan.states, strong_states(run, plan, rising))
 
 # %% ../nbs/20_training.ipynb #48d405f6
 class Autocast(Callback):
@@ -413,11 +416,12 @@ def _of_all(ids, right):
 def load_together(
     data,               # Folder, name in `SPECS`, or `ImageData`
     valid_frac:float,   # See `load_data`
+    by:str=None,        # See `load_data`
 )->ImageData:           # The same in all processes of a group
     "`load_data`, where the first process fetches what has to be fetched"
-    def fetch(): load_data(data, valid_frac)
+    def fetch(): load_data(data, valid_frac, by=by)
     if world()[1]>1: together(fetch)
-    return load_data(data, valid_frac)
+    return load_data(data, valid_frac, by=by)
 
 def _unreadable(learn, show=False):
     "The error of the first image that cannot be read, or None"
@@ -438,7 +442,9 @@ def _without_broken(data):
     if not broken: return data, ()
     warnings.warn(f"{len(broken)} of {len(data.train)+len(data.valid)} images cannot be read and are left out; "
                   "training.json lists them", stacklevel=4)
-    data = replace(data, train=without(data.train, broken), valid=without(data.valid, broken))
+    valid = without(data.valid, broken)
+    data = replace(data, train=without(data.train, broken), valid=valid,
+                   test=valid if data.test is data.valid else data.test)
     return data, tuple(dict(file=Path(f).as_posix(), reason=r) for f,r in broken.items())
 
 # %% ../nbs/20_training.ipynb #9cecabef
@@ -468,13 +474,14 @@ def _forgets_divergence(run, plan):
         raise
 
 # %% ../nbs/20_training.ipynb #c9d1c4e5
-def _record_of(learn, data, forgetting, seconds, peak_bytes, skipped):
+def _record_of(learn, data, forgetting, seconds, peak_bytes, skipped, members):
     "The record of a run that has ended"
     names = learn.recorder.metric_names[1:-1]          # without epoch and time
     rows = [{n:round(float(v), 6) for n,v in zip(names, vs)} for vs in learn.recorder.values]
     curve = tuple(dict(epoch=i+1, **r) for i,r in enumerate(rows))
-    files, prints = tuple(Path(f).as_posix() for f in data.train.files), sketch(fingerprints(data.train.paths()))
-    return TrainingRecord(files, forgetting, prints, curve, round(seconds, 2), peak_bytes, skipped)
+    files = tuple(Path(f).as_posix() for f in data.train.files)
+    return TrainingRecord(files, forgetting, members.learned, curve, round(seconds, 2), peak_bytes, skipped,
+                          members.held)
 
 def _written(teacher, run, states, strong=()):
     "The teacher with its digest, once the first process has written it, its states, and its record"
@@ -485,7 +492,7 @@ def _written(teacher, run, states, strong=()):
                               "the file that was written is accepted; start the same command again")
         write_state(*part, run.out, name)
     for name, part in strong: write_state(*part, run.out, name)
-    teacher = save_teacher(teacher, run.out)
+    teacher = replace(teacher, sha256=write_state(*state_of(teacher), run.out, 'converged'))
     save_record(teacher.record, run.out)
     return teacher
 
@@ -512,4 +519,4 @@ def _apart(record):
 
 def _together_again(told, tensors):
     told = {k:tuple(v) if isinstance(v, list) else v for k,v in told.items()}
-    return TrainingRecord(**told, forgetting=tensors['forgetting'], prints=tensors['prints'])
+    return TrainingRecord(**told, **{k:v for k,v in tensors.items() if not k.startswith('model.')})

@@ -428,7 +428,8 @@ def test_force_replaces_an_older_result(world, tmp_path):
 def test_another_student_and_held_out_images(world, tmp_path):
     "A student of another network, measured on the part of the training images that --valid-frac held out"
     frac = ['--valid-frac', '.25']
-    assert main(['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{tmp_path}/s', '--method', 'random', '--ipc', '1', '--label-teacher', 'by_ipc', *frac])==0
+    assert main(['teacher', f'{world}/data', '-o', f'{tmp_path}/t', '--size', '32', '--epochs', '8', '--early-epoch', '1', '--bs', '6', '--precision', 'float32', *frac])==0
+    assert main(['distill', f'{world}/data', '--teacher', f'{tmp_path}/t', '-o', f'{tmp_path}/s', '--method', 'random', '--ipc', '1', '--label-teacher', 'by_ipc', *frac])==0
     held = {f for f in load_data(world/'data', .25).valid.files}
     used = {json.loads(l)['source'] for l in (tmp_path/'s/provenance.jsonl').read_text().splitlines()}
     assert len(held)==9 and not used&held

@@ -13,7 +13,7 @@ from .outputs import open_file
 from .processes import in_threads
 import hashlib, os, warnings
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
@@ -58,13 +58,28 @@ def _fingerprint(path, part=2048):
         raw = b'%d.'%n+head+f.read(part)
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), 'big')>>1
 
+# of files that have not changed since, the last quarter of a million
+_known = lru_cache(2**18)(lambda path, size, mtime, inode: _fingerprint(path))
+
+def _print_of(path, missing):
+    "A fingerprint, read once in the life of a process"
+    try:
+        with _bytes_of(path):
+            at = os.stat(path)
+            return _known(os.path.abspath(path), at.st_size, at.st_mtime_ns, at.st_ino)
+    except DataError:
+        if missing is None: raise
+        return missing
+
 def fingerprints(
-    paths,           # Files
-    workers:int=4,   # Threads, 1 or more
-    show:bool=False, # Whether to show how far it is
-)->Tensor:           # int64 (n,), 0 or above, in the order of `paths`
+    paths,             # Files
+    workers:int=4,     # Threads, 1 or more
+    show:bool=False,   # Whether to show how far it is
+    missing:int=None,  # What stands for a file that cannot be read; None: it is refused
+)->Tensor:             # int64 (n,), 0 or above, in the order of `paths`
     "Digests of files: equal for equal bytes, wherever they lie"
-    prints = in_threads(_fingerprint, list(paths), workers, stage='reading files' if show else None)
+    prints = in_threads(partial(_print_of, missing=missing), list(paths), workers,
+                        stage='reading files' if show else None)
     return torch.tensor(list(prints), dtype=torch.int64)
 
 # %% ../../nbs/engine/seen_images.ipynb #ffccd79c
