@@ -239,7 +239,8 @@ def autocast(
     "Mixed precision for a block of inference or training; 'float32' means it inside the caller's own autocast, too"
     kind = torch.device(device).type
     if is_bfloat16(device, precision): return torch.autocast(kind, dtype=torch.bfloat16)
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    outside = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if outside else nullcontext()
 
 def is_bfloat16(
     device,                 # A torch device
