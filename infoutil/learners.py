@@ -89,42 +89,6 @@ def _is_made(model, arch, n_classes, size):
     with torch.no_grad(), alone(model): b = model(x.clone())
     return torch.is_tensor(b) and a.shape==b.shape and bool((a-b).abs().max()<=1e-4*b.abs().max())
 
-# %% ../nbs/33_learners.ipynb #1340c14a
-def _members_of(learn):
-    "Both sides of its images by their bytes; None where they are no files"
-    try: return members_of(_files_of(learn))
-    except InfoUtilError: return None
-
-def _files_of(learn):
-    sets = [dl.dataset for dl in _loaders(learn)]
-    if isinstance(sets[0], ImageItems): parts = [ds.split for ds in sets]
-    else:
-        if not hasattr(sets[0], 'tls'): raise DataError(_NO_FILES)
-        _check_targets(learn, [tl[0] for tl in sets[0].tls[1:]], 0)
-        paths = [[_item_path(ds.tls[0], i) for i in range(len(ds))] for ds in sets]
-        # a common folder, so that draws do not depend on where it lies
-        root = Path(os.path.commonpath([p.parent for ps in paths for p in ps]))
-        parts = [_learner_split(ds, ps, root) for ds,ps in zip(sets, paths)]
-    train, valid = (*parts, Split(parts[0].root, (), ()))[:2]
-    return ImageData(train.root, tuple(map(str, learn.dls.vocab)), train, valid, valid)
-
-_NO_FILES = ("the learner's items are not image files; loaders made from files are accepted; "
-             "see ImageDataLoaders.from_folder")
-
-def _item_path(tl, i):
-    "The file behind an item: the first path that its transforms see"
-    o = L.__getitem__(tl, i)
-    for f in [noop, *tl.tfms.fs]:
-        o = f(o)
-        if isinstance(o, (str, Path)) and Path(o).is_file(): return Path(o).resolve()
-    raise DataError(_NO_FILES)
-
-def _learner_split(ds, paths, root):
-    "Files and labels of one fastai dataset"
-    labels = [int(ds.tls[1][i]) for i in range(len(paths))]
-    order = sorted(range(len(paths)), key=lambda i: (labels[i], str(paths[i])))
-    return Split(root, tuple(paths[i].relative_to(root).as_posix() for i in order), tuple(labels[i] for i in order))
-
 # %% ../nbs/33_learners.ipynb #058b99c4
 @own_modes()
 def learner_teacher(
@@ -189,3 +153,39 @@ def _warn_resize(dls):
     if how:
         warnings.warn(f"the learner resizes its images by '{how[0]}'; "
                       "candidates are scaled by their shorter side and cut to the central square")
+
+# %% ../nbs/33_learners.ipynb #1340c14a
+def _members_of(learn):
+    "Both sides of its images by their bytes; None where they are no files"
+    try: return members_of(_files_of(learn))
+    except InfoUtilError: return None
+
+def _files_of(learn):
+    sets = [dl.dataset for dl in _loaders(learn)]
+    if isinstance(sets[0], ImageItems): parts = [ds.split for ds in sets]
+    else:
+        if not hasattr(sets[0], 'tls'): raise DataError(_NO_FILES)
+        _check_targets(learn, [tl[0] for tl in sets[0].tls[1:]], 0)
+        paths = [[_item_path(ds.tls[0], i) for i in range(len(ds))] for ds in sets]
+        # a common folder, so that draws do not depend on where it lies
+        root = Path(os.path.commonpath([p.parent for ps in paths for p in ps]))
+        parts = [_learner_split(ds, ps, root) for ds,ps in zip(sets, paths)]
+    train, valid = (*parts, Split(parts[0].root, (), ()))[:2]
+    return ImageData(train.root, tuple(map(str, learn.dls.vocab)), train, valid, valid)
+
+_NO_FILES = ("the learner's items are not image files; loaders made from files are accepted; "
+             "see ImageDataLoaders.from_folder")
+
+def _item_path(tl, i):
+    "The file behind an item: the first path that its transforms see"
+    o = L.__getitem__(tl, i)
+    for f in [noop, *tl.tfms.fs]:
+        o = f(o)
+        if isinstance(o, (str, Path)) and Path(o).is_file(): return Path(o).resolve()
+    raise DataError(_NO_FILES)
+
+def _learner_split(ds, paths, root):
+    "Files and labels of one fastai dataset"
+    labels = [int(ds.tls[1][i]) for i in range(len(paths))]
+    order = sorted(range(len(paths)), key=lambda i: (labels[i], str(paths[i])))
+    return Split(root, tuple(paths[i].relative_to(root).as_posix() for i in order), tuple(labels[i] for i in order))
