@@ -70,6 +70,7 @@ def distill(
     show_progress:bool=True,     # How far it is: bars, or lines in a log
     # More states to label with where `label_teacher` asks for them: name -> `Teacher`, or a teacher's directory
     states=None,
+    student_epochs:int=None,     # Of the students to come, which a trial of label teachers looks to; None: the recipe's
     # Where `cfg` is None: `method`, a name in `METHODS` or a method with its settings, `preset`, and settings
     **kwargs,
     # Images, labels, label teacher and where every patch came from; None in all processes of a group but the first
@@ -79,7 +80,7 @@ def distill(
     _check_call(m, teacher, on_error, workers, bs)
     job = Job(m.fit(teacher.size), teacher, bs=bs, cache=cache, reading=workers or max(1, min(4, _cores()-1)))
     _admit(job, data, valid_frac, preflight, on_error, workers or min(4, _cores()))
-    _name_labeller(job, early, states, preflight, on_error, show_progress)
+    _name_labeller(job, early, states, preflight, on_error, student_epochs, show_progress)
     if m.make: return _run_maker(job, work, show_progress)
     return _run_choice(job, work, workers or min(4, _cores()), show_progress)
 
@@ -351,7 +352,7 @@ def _admit(job, data, valid_frac, preflight, on_error, workers):
     if not m.make and m.per_part: check_supply(data, m, job.drawn)
     if preflight: together(lambda: check_on_images(teacher, data, on_error))
 
-def _name_labeller(job, early, states, preflight, on_error, show_progress):
+def _name_labeller(job, early, states, preflight, on_error, student_epochs, show_progress):
     "Who labels"
     m, teacher = job.method, job.teacher
     which = m.label_teacher
@@ -361,7 +362,7 @@ def _name_labeller(job, early, states, preflight, on_error, show_progress):
     if which=='auto' and len(known)==1: which = 'converged'
     elif which=='auto':
         tried = later('label_teachers', 'try_label_teachers')
-        job.trial = together(lambda: tried(job.data, known, m.ipc, m.label_teachers, seed=m.seed,
+        job.trial = together(lambda: tried(job.data, known, m.ipc, m.label_teachers, epochs=student_epochs, seed=m.seed,
                                            show_progress=show_progress).to_dict('records'))
         which = job.trial[0]['label_teacher']
     elif m.label_teachers: which = neighbours(known, which, m.label_teachers)

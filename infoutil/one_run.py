@@ -88,7 +88,8 @@ def make_set(
 )->DistilledSet:                 # The set; None where it was complete, and in all processes of a group but the first
     "Distil into a directory; a killed run goes on, and ends with the bytes of an undisturbed one"
     judge, states = _states_of(teacher, cfg)
-    settings = _settings_of(data, cfg, judge, states, valid_frac, how.get('on_error', 'fail'), keep_teacher, images)
+    settings = _settings_of(data, cfg, judge, states, valid_frac, how.get('on_error', 'fail'), keep_teacher, images,
+                            how.get('student_epochs'))
     with ExitStack() as stack:
         run = _enter_run(stack, out, settings, force)
         if together(lambda: run.done): return None
@@ -97,13 +98,14 @@ def make_set(
     return ds
 
 # %% ../nbs/46_one_run.ipynb #789ee803
-def _settings_of(data, cfg, teacher, states, valid_frac, on_error, keep_teacher, images):
+def _settings_of(data, cfg, teacher, states, valid_frac, on_error, keep_teacher, images, student_epochs):
     "What a run must go on with to end with the same bytes; each finished class knows its images, wherever they lie"
     versions = {k:version(k) for k in ('infoutil', 'torch', 'pillow')}
     told = dict(config=cfg.settings(), data=Path(data).resolve().name, valid_frac=valid_frac, on_error=on_error,
                 no_teacher=not keep_teacher, teacher=teacher.sha256, states={n:t.sha256 for n,t in states.items()},
                 versions=versions)
-    return told if images=='png' else {**told, 'images': images}
+    return {**told, **({} if images=='png' else dict(images=images)),
+            **({} if student_epochs is None else dict(student_epochs=student_epochs))}
 
 def _states_of(path, cfg):
     "The teacher, and those of its other states that may label"
@@ -229,7 +231,7 @@ def _method(p): return make_config(ipc=p.ipc, seed=p.seed, label_teacher=p.label
 def _set(data, judge, path, plan, show):
     if not together(lambda: path.exists() and not path.with_name('set.run').exists()):
         make_set(data, judge, path, _method(plan), plan.valid_frac, on_error=plan.on_error,
-                 show_progress=show)
+                 student_epochs=plan.epochs, show_progress=show)
     agree()                                      # the set is there for all of a group once the first process comes here
     return load_set(path, with_teacher=False)
 
@@ -281,7 +283,7 @@ def plan_run(
     t = untrained_teacher(data, p.arch, p.size) if teacher is None else load_teacher(teacher)
     first = plan_teacher(data, p.arch, p.size, p.teacher_epochs) if teacher is None else Plan('', ())
     n = 5 if teacher is None else len(teacher_states(teacher))
-    one = plan_distill(data, t, _method(p), n)
+    one = plan_distill(data, t, _method(p), n, epochs=p.epochs)
     more = replace(one, steps=tuple(s for s in one.steps if s.what!=TRIAL), kept=0)
     again = tuple(replace(s, what=f'{s.what}, for the comparison', much=f'{p.repeats} × {s.much}',
                           inputs=p.repeats*s.inputs,

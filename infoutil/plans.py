@@ -179,6 +179,7 @@ def plan_distill(
     valid_frac:float=None,    # See `distillation.distill`
     bs:int=None,          # See `distillation.distill`
     images:int=8,         # Candidates to time, 1 or more; more where a mosaic needs them
+    epochs:int=None,      # Of the students to come, for the trial of label teachers; None: the recipe's
 )->Plan:                  # A step for the candidates, one for the chosen, one for the trial of label teachers
     "What a set will take"
     data = teacher_data(data, teacher, valid_frac)
@@ -188,7 +189,7 @@ def plan_distill(
     if not m.make and m.per_part: check_supply(data, m)
     with measure(device_of(teacher.model)) as stage:
         steps = _made(m, teacher, n) if m.make else _chosen(m, data, teacher, bs, images)
-        trial = _trial(data, teacher, m, states) if m.label_teacher=='auto' and states>1 else []
+        trial = _trial(data, teacher, m, states, epochs) if m.label_teacher=='auto' and states>1 else []
     kept = n*m.ipc*(int(1.5*teacher.size**2)+2*n*m.factor**2)+_weights(teacher.model)   # PNG halves a photograph
     return Plan(_of(data), (*trial, *steps), stage.peak_bytes or 0, kept, _device(device_of(teacher.model)))
 
@@ -267,10 +268,10 @@ def _student(pace, n, epochs, tests):
 
 TRIAL = 'try who labels'
 
-def _trial(data, teacher, m, states):
+def _trial(data, teacher, m, states, epochs=None):
     "The trial of label teachers: each alone, then up to three together around the best"
     n, ipc = data.n_classes, min(m.ipc, min(len(data.train.of_class(c)) for c in range(data.n_classes)))
-    whole = recipe(RECIPE)[2]
+    whole = recipe(RECIPE, None, epochs)[2]
     epochs, tests = min(whole, max(30, min(300, 10_000//(n*ipc)))), 8*min(1000, len(data.choosing))
     rows = states+sum(min(k, max(states-k+1, 0)) for k in (2, 3))*(m.label_teachers is None)
     seconds, inputs = _student(student_pace(teacher, n, ipc), n*ipc, epochs, tests)
