@@ -192,7 +192,7 @@ def mend_batch_norms(
         if f.name()!='NativeBatchNormBackward0': continue
         a = f._saved_input
         if len(a)>1 and 1 not in a.shape[2:]: continue           # one layout alone fits
-        strides = torch.empty_like(a, device='meta').stride()
+        strides = torch.empty_like(a).stride()
         f.register_prehook(lambda gs, strides=strides: _laid_out(gs, strides))
     return out
 
