@@ -89,29 +89,6 @@ def _is_made(model, arch, n_classes, size):
     with torch.no_grad(), alone(model): b = model(x.clone())
     return torch.is_tensor(b) and a.shape==b.shape and bool((a-b).abs().max()<=1e-4*b.abs().max())
 
-# %% ../nbs/33_learners.ipynb #058b99c4
-@own_modes()
-def learner_teacher(
-    learn:Learner,   # A fitted fastai image classifier
-)->Teacher:          # Shares the learner's network
-    "The `Teacher` inside a fastai learner"
-    x, y = _a_batch(learn)
-    if not torch.is_tensor(x) or x.ndim!=4 or x.shape[1]!=3 or x.shape[-1]!=x.shape[-2]:
-        came = tuple(x.shape) if torch.is_tensor(x) else f'of {type(x).__name__}'
-        raise TeacherError(f"the learner's batches are {came}; square images of three channels are accepted; "
-                           "use PILImage and resize with Resize(size)")
-    _check_targets(learn, y, 1)
-    norm = next((f for f in learn.dls.after_batch.fs if type(f).__name__=='Normalize'), None)
-    model, classes, size = plain_network(learn.model).eval(), tuple(map(str, learn.dls.vocab)), x.shape[-1]
-    check_float32(model)
-    check_outputs(tried_answer(model, size).shape[1], len(classes))
-    arch = network_name(model, getattr(learn, 'arch', None), len(classes), size)
-    if norm is not None: stats = [tuple(round(float(v), 6) for v in t.flatten()) for t in (norm.mean, norm.std)]
-    else:
-        stats = channel_stats(learner_data(learn), size)
-        model, arch = Unnormalized(model, *stats).to(x.device).eval(), arch and f'unnormalized/{arch}'
-    return Teacher(model, arch or 'custom', classes, size, *stats, members=_members_of(learn))
-
 # %% ../nbs/33_learners.ipynb #a0ac417a
 def _loaders(learn):
     "Its loaders that have images, for training and for validation"
@@ -137,22 +114,6 @@ def _check_targets(learn, targets, ndim):
     if len(targets)==1 and is_class(targets[0]) and hasattr(learn.dls, 'vocab'): return
     raise TeacherError("the learner's targets are not one class an image; "
                        "a classifier with one class an image is accepted; see CategoryBlock")
-
-# %% ../nbs/33_learners.ipynb #807faf41
-def learner_data(
-    learn:Learner,   # A fastai learner over image files
-)->ImageData:        # Its files and labels, class order as its vocab
-    "The files inside a fastai learner's loaders"
-    data = _files_of(learn)
-    if not isinstance(_loaders(learn)[0].dataset, ImageItems): _warn_resize(learn.dls)
-    return data
-
-def _warn_resize(dls):
-    "Say once that candidates are read by shorter side and central square, where the learner squeezes or pads"
-    how = [f.method for f in dls.after_item.fs if getattr(f, 'method', 'crop')!='crop']
-    if how:
-        warnings.warn(f"the learner resizes its images by '{how[0]}'; "
-                      "candidates are scaled by their shorter side and cut to the central square")
 
 # %% ../nbs/33_learners.ipynb #1340c14a
 def _members_of(learn):
@@ -189,3 +150,42 @@ def _learner_split(ds, paths, root):
     labels = [int(ds.tls[1][i]) for i in range(len(paths))]
     order = sorted(range(len(paths)), key=lambda i: (labels[i], str(paths[i])))
     return Split(root, tuple(paths[i].relative_to(root).as_posix() for i in order), tuple(labels[i] for i in order))
+
+# %% ../nbs/33_learners.ipynb #058b99c4
+@own_modes()
+def learner_teacher(
+    learn:Learner,   # A fitted fastai image classifier
+)->Teacher:          # Shares the learner's network
+    "The `Teacher` inside a fastai learner"
+    x, y = _a_batch(learn)
+    if not torch.is_tensor(x) or x.ndim!=4 or x.shape[1]!=3 or x.shape[-1]!=x.shape[-2]:
+        came = tuple(x.shape) if torch.is_tensor(x) else f'of {type(x).__name__}'
+        raise TeacherError(f"the learner's batches are {came}; square images of three channels are accepted; "
+                           "use PILImage and resize with Resize(size)")
+    _check_targets(learn, y, 1)
+    norm = next((f for f in learn.dls.after_batch.fs if type(f).__name__=='Normalize'), None)
+    model, classes, size = plain_network(learn.model).eval(), tuple(map(str, learn.dls.vocab)), x.shape[-1]
+    check_float32(model)
+    check_outputs(tried_answer(model, size).shape[1], len(classes))
+    arch = network_name(model, getattr(learn, 'arch', None), len(classes), size)
+    if norm is not None: stats = [tuple(round(float(v), 6) for v in t.flatten()) for t in (norm.mean, norm.std)]
+    else:
+        stats = channel_stats(learner_data(learn), size)
+        model, arch = Unnormalized(model, *stats).to(x.device).eval(), arch and f'unnormalized/{arch}'
+    return Teacher(model, arch or 'custom', classes, size, *stats, members=_members_of(learn))
+
+# %% ../nbs/33_learners.ipynb #807faf41
+def learner_data(
+    learn:Learner,   # A fastai learner over image files
+)->ImageData:        # Its files and labels, class order as its vocab
+    "The files inside a fastai learner's loaders"
+    data = _files_of(learn)
+    if not isinstance(_loaders(learn)[0].dataset, ImageItems): _warn_resize(learn.dls)
+    return data
+
+def _warn_resize(dls):
+    "Say once that candidates are read by shorter side and central square, where the learner squeezes or pads"
+    how = [f.method for f in dls.after_item.fs if getattr(f, 'method', 'crop')!='crop']
+    if how:
+        warnings.warn(f"the learner resizes its images by '{how[0]}'; "
+                      "candidates are scaled by their shorter side and cut to the central square")
