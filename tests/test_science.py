@@ -203,9 +203,9 @@ def test_a_trial_looks_beyond_its_short_students(data, monkeypatch):
     right = dict(weak=.65, fit=.9, hard=1.)
     def short(ds, dl, arch, labels, protocol, epochs, repeats, seed, every, **kw):
         assert labels=='online' and repeats==1
-        return SimpleNamespace(curves=[curves[ds]], mean=curves[ds][-1][1], seconds=(1.,))
+        return SimpleNamespace(curves=[curves[ds.meta['who']]], mean=curves[ds.meta['who']][-1][1], seconds=(1.,))
     monkeypatch.setattr(L, 'evaluate', short)
-    monkeypatch.setattr(L, 'relabel', lambda ds, t, which: which)
+    monkeypatch.setattr(L, 'relabel', lambda ds, t, which: replace(ds, meta={**ds.meta, 'who': which}))
     monkeypatch.setattr(L, '_accuracy', lambda t, dl: right[t.name])
     net = convnet(10, size=32)
     known = {n: teacher_with(net, 32, data.classes, epoch=i) for i,n in enumerate((*curves, 'converged'))}
