@@ -13,7 +13,7 @@ def made(model, n=10, size=32): return Teacher(model.eval(), 'custom', tuple(map
 
 def settled(arch, n=10, size=32):
     "A random network whose running statistics are those of smooth random images, so that there is something to recover"
-    with seeded(0, arch):
+    with seeded(0, arch if isinstance(arch, str) else 'a network of its own'):     # a function is known by its address
         m = arch() if callable(arch) else get_model(arch, n, size)
         for b in m.modules():
             if isinstance(b, nn.modules.batchnorm._BatchNorm): b.momentum = None
