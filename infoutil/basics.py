@@ -116,6 +116,7 @@ def of_the_batch(
     norm = nn.modules.batchnorm._BatchNorm
     return [m for m in mods if isinstance(m, norm) and m._buffers.get('running_mean') is None]
 
+# %% ../nbs/00_basics.ipynb #307cb7cf
 def check_logits(
     logits,     # What a model returned
     n:int,      # For how many images
@@ -127,7 +128,6 @@ def check_logits(
     raise InfoUtilError(f"the model returned {came} for {n} image(s); logits of shape (n, classes) are accepted; "
                         "wrap it so that it returns them")
 
-# %% ../nbs/00_basics.ipynb #307cb7cf
 def check_float32(
     model,  # A network; a plain callable passes
 )->None:    # Nothing; `TeacherError` names the first weight of another type
