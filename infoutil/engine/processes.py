@@ -15,6 +15,7 @@ import json, os, struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, ExitStack
 from datetime import timedelta
+from itertools import chain
 import torch, torch.distributed as dist
 from safetensors.torch import load as _load_tensors, save as _save_tensors
 
@@ -196,6 +197,7 @@ def in_threads(
     items,           # A sequence
     workers:int,     # Threads; below 2 there are none
     wait:int=256,    # Items that are handed out at a time
+    run:int=1,       # Items that a thread takes at a time: more where one takes less time than to hand it over
     stage:str=None,  # Show how far it is, by this name, where it takes more than two seconds; None: nothing is shown
 )->object:           # A generator of the results, in the order of `items`
     "`fn` of every item, in order; so few wait at a time that a million items take no more memory than some hundreds"
@@ -204,7 +206,9 @@ def in_threads(
         if workers<2: parts = [map(fn, items)]
         else:
             pool = stack.enter_context(ThreadPoolExecutor(workers))
-            parts = (pool.map(fn, items[i:i+wait]) for i in range(0, len(items), wait))
+            runs = lambda part: [part[j:j+run] for j in range(0, len(part), run)]
+            hand_out = lambda part: chain.from_iterable(pool.map(lambda some: [fn(i) for i in some], runs(part)))
+            parts = (hand_out(items[i:i+wait]) for i in range(0, len(items), wait))
         for part in parts:
             for result in part:
                 yield result

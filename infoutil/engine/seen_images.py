@@ -78,7 +78,7 @@ def fingerprints(
     missing:int=None,  # What stands for a file that cannot be read; None: it is refused
 )->Tensor:             # int64 (n,), 0 or above, in the order of `paths`
     "Digests of files: equal for equal bytes, wherever they lie"
-    prints = in_threads(partial(_print_of, missing=missing), list(paths), workers,
+    prints = in_threads(partial(_print_of, missing=missing), list(paths), workers, 4096, 64,
                         stage='reading files' if show else None)
     return torch.tensor(list(prints), dtype=torch.int64)
 
