@@ -221,8 +221,8 @@ def _each(sets, repeats, what):
                         "accepted; see distill(seed=...)")
 
 def _check_pair(ds, random_set):
-    "Refuse random images that are no fair opponent: of other classes, size, scale, number, or label teacher"
-    for k in ('classes', 'size', 'ipc', 'mean', 'std'):
+    "Refuse random images that are no fair opponent: of other classes, size, views, number, scale or labels"
+    for k in ('classes', 'size', 'ipc', 'factor', 'mean', 'std'):
         a, b = getattr(ds, k), getattr(random_set, k)
         if a==b: continue
         raise InfoUtilError(f"the set has {k} {str(a)[:60]} and the random one {str(b)[:60]}; the same is accepted; "
