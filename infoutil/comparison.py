@@ -448,6 +448,7 @@ def _data_name(data): return data.spec.name if data.spec else data.root.resolve(
 def run_cell(
     bench:Bench,   # The comparison
     c:Cell,      # One student
+    bar=False,   # A `Progress`, of which it is a step
 )->dict:         # The line of results.jsonl
     "Train and measure one student"
     folder, g = bench.folder(c.method, c.ipc, bench.draw(c)), bench.g
@@ -456,8 +457,7 @@ def run_cell(
     raw = DistilledSet.load(folder, with_teacher=False)
     ds, label, nbytes = _labelled(bench, raw, c)
     res = evaluate(ds, bench.dl(ds), c.arch, _told(c.labels)[0], c.protocol, c.epochs, repeats=1, seed=c.seed,
-                   every=g['every'],
-                   device=bench.on, show_progress=False, keep=keep)
+                   every=g['every'], device=bench.on, show_progress=bar, keep=keep)
     if keep: _put_kept(keep, bench.kept(c), c.seed)
     student = dict(seconds=res.seconds[0], peak_bytes=res.peak_bytes[0])
     stages = {**{k:v for k,v in raw.meta.get('stages', {}).items() if k!='label'}, **label, 'student': student}
@@ -508,14 +508,15 @@ def _run_grid(bench, jobs, show):
         def finish(c, row):
             append_row(file, row)
             bar(f"{_in_words(c, row)} ({row['stages']['student']['seconds']:.0f} s)")
-        _run_cells(bench, todo, min(jobs, len(todo)), finish)
+        _run_cells(bench, todo, min(jobs, len(todo)), finish, bar)
 
-def _run_cells(bench, todo, jobs, finish):
+def _run_cells(bench, todo, jobs, finish, bar):
     "Run cells over processes; `finish(cell, row)` is called for each"
     size = world()[1]
-    train = lambda c: Task(run_cell, (c,), done=lambda row: finish(c, row))
+    train = lambda c, *bar: Task(run_cell, (c, *bar), done=lambda row: finish(c, row))
     if jobs<=1 and size==1:
-        return run_tasks([t for c in todo for t in (Task(distil_sets, (c.method, bench.draw(c), [c.ipc])), train(c))],
+        return run_tasks([t for c in todo for t in (Task(distil_sets, (c.method, bench.draw(c), [c.ipc])),
+                                                    train(c, bar))],
                          lambda: bench)
     own = [c for c in todo if bench.methods[c.method].stays_here and size==1]
     for (name, seed), ipcs in _sets(bench, own).items(): distil_sets(bench, name, seed, ipcs)

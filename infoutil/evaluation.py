@@ -73,7 +73,7 @@ def evaluate(
     precision:str='auto',    # See `basics.autocast`
     device=None,             # None: the first GPU or the CPU
     keep=None,               # Directory to keep the students in, as `seed_0` and so on; None: they are not kept
-    show_progress:bool=True, # A bar a student
+    show_progress:bool=True, # A bar a student; a `Progress`: each is a step of it
 )->Result:                   # Accuracies with mean, spread and recipe
     "Train `repeats` students from scratch and measure each on real images after its last epoch"
     if repeats<1: raise InfoUtilError(f"{repeats} repeats came; 1 or more is accepted; 3 or more give a spread")

@@ -182,7 +182,8 @@ def try_label_teachers(
         for which in some:
             bar.at(len(rows), which)
             t = one_label_teacher(teachers, which)
-            row = rows[which] = dict(label_teacher=which, teachers=which.count('+')+1, epoch=t.epoch, **train(t, which))
+            row = rows[which] = dict(label_teacher=which, teachers=which.count('+')+1, epoch=t.epoch,
+                                     **train(t, which, bar))
             bar.say(_in_words(row, epochs, whole))
             bar.at(len(rows))
     with Progress('trying label teachers', len(some := _windows(names, n or 1)), 'students', show=show_progress) as bar:
@@ -197,12 +198,12 @@ def try_label_teachers(
 # what a student gets right of what its label teacher does, at most; .93 to .95 on CIFAR-10 after long runs
 _REACH = .95
 
-def _trial_student(ds, dl, arch, protocol, epochs, whole, seed, teacher, which):
+def _trial_student(ds, dl, arch, protocol, epochs, whole, seed, teacher, which, bar):
     "One short student: what it reached, and what it would reach in a run of `whole` epochs"
     # its training images may be measured on: all label teachers know them alike, and test images are spared
     told = replace(relabel(ds, teacher, which), members=None)
     res = evaluate(told, dl, arch, 'online', protocol, epochs, 1, seed, max(epochs//8, 1),
-                   device=dl.device, show_progress=False)
+                   device=dl.device, show_progress=bar)
     own = _accuracy(teacher, dl)
     then = _expected(res.curves[0], res.mean, epochs, whole, own)
     return dict(teacher_accuracy=own, accuracy=res.mean, expected=then, seconds=res.seconds[0])

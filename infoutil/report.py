@@ -13,7 +13,8 @@ from .basics import *
 from .results import FACTORS, in_words, levels_of, read_grid, read_results
 from .published import published_teacher
 from .engine.outputs import check_file
-import base64, copy, hashlib, html, io, itertools, json, os, re, subprocess, sys
+import base64, copy, gc, hashlib, html, io, itertools, json, logging, os, re, signal, subprocess, sys, threading
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -236,6 +237,26 @@ def _full_parts(cells):
     return kept
 
 
+# %% ../nbs/44_report.ipynb #819b5689
+@contextmanager
+def _stoppable(client):
+    "A stop is a stop: nbclient takes the signals, ends its kernel, stumbles over that, and gives none of them back"
+    main = threading.current_thread() is threading.main_thread()
+    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    # its handler's
+    log, stopped = logging.getLogger('asyncio'), lambda: hasattr(client, '_async_cleanup_kernel_future')
+    level = log.level
+    log.setLevel(logging.CRITICAL)                  # it would tell of what was under way when the kernel ended
+    try: yield
+    except Exception:
+        if not stopped(): raise
+    finally:
+        for s,handler in old.items():
+            if handler is not None: signal.signal(s, handler)
+        if stopped(): gc.collect()                  # while the log is quiet
+        log.setLevel(level)
+    if stopped(): raise KeyboardInterrupt
+
 # %% ../nbs/44_report.ipynb #080b1040
 def _execute(nb, folder):
     "Run a notebook in `folder` with this Python"
@@ -249,7 +270,8 @@ def _execute(nb, folder):
     where = dict(metadata=dict(path=str(folder)))
     client = NotebookClient(nb, km=km, timeout=None, record_timing=False, resources=where)
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)     # the kernel's remarks, not the notebook's
-    try: client.execute(cleanup_kc=True, **quiet)
+    try:
+        with _stoppable(client): client.execute(cleanup_kc=True, **quiet)
     except CellExecutionError as e:
         said = ' '.join(f'{e.ename}: {e.evalue}'.split())[:300]
         raise InfoUtilError(f"a cell of the report stopped with {said}; the files that `infoutil compare` wrote are "

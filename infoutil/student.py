@@ -261,7 +261,7 @@ def student_learner(
 # %% ../nbs/28_student.ipynb #93b7ec40
 @patch
 def fit_distilled(self:Learner,
-    show_progress:bool=True,   # One bar over the epochs
+    show_progress:bool=True,   # One bar over the epochs; a `Progress`: the student is a step of it
     stage:str='student',       # Its name
 )->Learner:                    # The learner, trained
     "Train by the protocol that `student_learner` was given"
@@ -270,7 +270,9 @@ def fit_distilled(self:Learner,
         raise InfoUtilError("this learner has no distilled set; one made by student_learner is accepted; use fit for "
                             "ordinary data")
     with own_modes(), self.no_bar(), self.no_logging(), seeded(self.seed, 'student run'), _room_for(self.dls.train.bs):
-        with alone(self.model), Progress(stage, cb.epochs, 'epochs', show=show_progress) as bar:
+        epochs = (show_progress.within(cb.epochs) if isinstance(show_progress, Progress) else
+                  Progress(stage, cb.epochs, 'epochs', show=show_progress))
+        with alone(self.model), epochs as bar:
             self.fit(cb.epochs, cbs=[EpochBar(bar)] if show_progress else None)
     return self
 

@@ -1,5 +1,5 @@
 "Reports of every kind of comparison: the published figures are the paper's, the numbers on the page are those of the tables, and the page stands alone"
-import html, json, re, shutil, statistics, subprocess
+import html, json, os, re, shutil, signal, statistics, subprocess, threading, time
 from html.parser import HTMLParser
 from pathlib import Path
 import matplotlib.pyplot as plt, nbformat, pandas as pd, pytest
@@ -291,6 +291,23 @@ def test_a_failing_cell_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(InfoUtilError, match='stopped with ValueError: two lines; .*nothing was written') as e: make_report(d)
     assert '\n' not in str(e.value)
     assert sorted(p.name for p in d.iterdir() if p.name!='.infoutil')==['compare.json', 'results.jsonl']
+
+@pytest.mark.parametrize('which', [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_the_page_is_run_is_a_stop(which, tmp_path, caplog):
+    "nbclient takes both signals; afterwards they are whose they were"
+    def stop(*_): raise KeyboardInterrupt
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        "import time, pathlib\npathlib.Path('here').touch()\ntime.sleep(60)")])
+    def send():
+        while not (tmp_path/'here').exists(): time.sleep(.05)
+        os.kill(os.getpid(), which)
+    old, waiting = signal.signal(which, stop), threading.Thread(target=send, daemon=True)
+    try:
+        waiting.start()
+        begin = time.time()
+        with pytest.raises(KeyboardInterrupt): R._execute(nb, tmp_path)
+        assert time.time()-begin<40 and signal.getsignal(which) is stop and not caplog.records
+    finally: signal.signal(which, old)
 
 def test_an_interrupted_write_leaves_the_old_page(made, tmp_path, monkeypatch):
     monkeypatch.setattr(R, '_execute', lambda nb, folder: nb)

@@ -47,7 +47,7 @@ class LogLines:
             before = f', {int(p.first)} of them finished before' if p.first else ''
             self.last = now
             return self.say(f'{p.stage}: {p.total} {p.unit}{before}')
-        due = p.each and p.n>=self.told+1 or now-self.last>=max(self.pause, now/10)
+        due = p.each and int(p.n)>max(int(self.told), int(p.first)) or now-self.last>=max(self.pause, now/10)
         if due and p.n>max(self.told, p.first): self._line(_time_left(p))
     def end(self, fine):
         p = self.p
@@ -55,7 +55,8 @@ class LogLines:
     def _line(self, more):
         p, self.last, self.told = self.p, self.p.spent, self.p.n
         if not more: more = [f'in {clock(p.spent)}']
-        self.say(', '.join(filter(None, [f'{p.stage}: {_count(p)}', p.note, *more])))
+        note = '' if p.each and p.n%1 else p.note         # what is known of a step stands in one line
+        self.say(', '.join(filter(None, [f'{p.stage}: {_count(p)}', note, *more])))
 
 # %% ../../nbs/engine/progress.ipynb #3150717d
 _FILL = 24   # characters of a bar at most
@@ -147,6 +148,11 @@ def _display_of(p):
     return (TerminalBar if terminal else LogLines)(p)
 
 # %% ../../nbs/engine/progress.ipynb #e73dd030
+class _Within:
+    "A step of a stage, which moves its bar by parts of a step"
+    def __init__(self, bar, start, total): self.bar, self.start, self.total = bar, start, total
+    def at(self, n, note=None): self.bar.at(self.start+min(n/self.total, .999))
+
 class Progress:
     "How far a stage of long work is; a context manager, so that its line ends however the stage does"
     def __init__(self,
@@ -178,6 +184,12 @@ class Progress:
     def say(self, line):
         "Print a line of results, above the bar where there is one"
         self._tell('say', line)
+    @contextmanager
+    def within(self, total):
+        "One step that has `total` steps of its own; hands out what is told `at` which of them it is"
+        start = self.n
+        try: yield _Within(self, start, total)
+        finally: self.n = start
     def __enter__(self): return self
     def __exit__(self, kind, *_):
         self._tell('end', kind is None)
