@@ -135,6 +135,8 @@ def weights_digest(
         h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
+_REVISION = 2     # raised where maps, scores or labels of the same settings change: what was kept before is made anew
+
 def _digest(about, *tensors):
     h = hashlib.sha256(json.dumps(about).encode())
     for t in tensors: h.update(t.contiguous().numpy())
@@ -146,7 +148,8 @@ def maps(self:Job, cands):
     t = self.teacher
     if self.cache is None:
         with self.meter('attribute'): return class_maps(cands, t, self.method, bs=self.bs)
-    about = [version('infoutil'), repr(PRIORS), map_settings(self.method), self.weights, list(t.mean), list(t.std),
+    about = [version('infoutil'), _REVISION, repr(PRIORS), map_settings(self.method), self.weights, list(t.mean),
+             list(t.std),
              cands.label]
     file = Path(self.cache)/f'{_digest(about, cands.images)[:32]}.safetensors'
     if kept := load_part(file):
@@ -438,7 +441,8 @@ def _check_readable(job, classes, workers, show_progress):
 def _class_keys(job):
     "A digest of all that each class depends on"
     about = lambda t: [weights_digest(t.model), list(t.mean), list(t.std), t.size]
-    shared = [version('infoutil'), torch.__version__, job.method.settings(), about(job.teacher), about(job.labeller),
+    shared = [version('infoutil'), _REVISION, torch.__version__, job.method.settings(), about(job.teacher),
+              about(job.labeller),
               list(job.data.classes)]
     one = lambda c: [shared, c, list(job.drawn[c]), digests([job.data.root/f for f in job.drawn[c]], job.reading)]
     return {c: hashlib.sha256(json.dumps(one(c)).encode()).hexdigest() for c in job.drawn}

@@ -49,8 +49,8 @@ class Teacher:
     # `Members`: images that it was trained on, and those that were held out, by their bytes; None: nobody knows
     members:object=None
     def __repr__(self):
-        of = f'{len(self.classes)} classes, {self.size} px, epoch {self.epoch}, accuracy {self.accuracy:.3f}'
-        return f'Teacher({self.arch}, {of})'
+        known = 'not measured' if math.isnan(self.accuracy) else f'accuracy {self.accuracy:.3f}'
+        return f'Teacher({self.arch}, {len(self.classes)} classes, {self.size} px, epoch {self.epoch}, {known})'
     def to(self,
         device,          # A torch device, or its name
     )->'Teacher':        # The same object

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from PIL import Image
+import infoutil.distillation
 from torchvision.datasets import ImageFolder
 from infoutil.attribution import exact_shapley, shapley_values
 from infoutil.command_line import main
@@ -40,6 +41,15 @@ def test_windows_are_as_large_as_a_tile_has_room_for(world):
     for odd in (dict(crops=3), dict(alpha=0.)):
         with pytest.raises(InfoUtilError, match='the windows are whole images, which'): run(**odd)
     assert {tuple(p['box'][2:]) for p in run(max_area=.25).provenance}=={(16, 16)}
+
+def test_maps_of_an_earlier_meaning_are_made_anew(world, tmp_path, monkeypatch):
+    run = lambda: distill(world['data'], world['teacher'], world['early'], cache=tmp_path, **{**small, 'candidates': 4, 'factor': 2})
+    first = run()
+    n = len(list(tmp_path.iterdir()))
+    run()
+    assert n==len(list(tmp_path.iterdir()))==10
+    monkeypatch.setattr(infoutil.distillation, '_REVISION', 0)
+    assert torch.equal(run().images, first.images) and len(list(tmp_path.iterdir()))==2*n
 
 def test_every_field_is_tried(): assert {*changes, 'iterations', 'picture'}=={'method', *all_settings()}
 
