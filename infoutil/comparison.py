@@ -14,7 +14,7 @@ from .engine.calls import own_modes
 from .engine.membership import joined, unseen
 from .engine.seen_images import count_seen, fingerprints, sketch
 from .images import check_crop_pct
-from .models import arch_names
+from .models import own_arch
 from .teacher import (
     check_classes, check_unseen, least_right, load_teacher, predict, state_place, teacher_states)
 from .engine.measure import measure
@@ -691,7 +691,7 @@ def _grid(axes, methods, judge, data):
 
 def _own_arch(teacher):
     "The student's network where none is named"
-    if teacher.arch in arch_names(): return [teacher.arch]
+    if arch := own_arch(teacher.arch): return [arch]
     raise InfoUtilError(f"no network came for the students, and the teacher's ({teacher.arch}) has no name that "
                         "get_model knows; names such as convnet3 or resnet18 are accepted; pass archs (--archs)")
 

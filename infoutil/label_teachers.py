@@ -10,7 +10,7 @@ __all__ = ['cross_architecture', 'check_archs', 'relabel', 'label_teacher_curve'
 # %% ../nbs/30_label_teachers.ipynb #111966c1
 from .basics import *
 from .engine.calls import own_modes
-from .models import arch_names, default_arch, get_model
+from .models import default_arch, get_model, own_arch
 from .teacher import check_classes, Teacher
 from .training import state_name
 from .engine.fast_copies import fast_copy
@@ -233,7 +233,7 @@ def _windows(names, n):
 
 def _student_of(teacher, arch):
     "The student's network: the teacher's, where it has a name"
-    return arch or (teacher.arch if teacher.arch in arch_names() else default_arch(teacher.size))
+    return arch or own_arch(teacher.arch) or default_arch(teacher.size)
 
 def _trial_set(data, teachers, ipc, images, seed):
     "Random images, as many of each class, and real ones that are not among them"

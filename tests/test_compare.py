@@ -2,7 +2,9 @@
 import json, os, signal, time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
+import infoutil.comparison as C, infoutil.label_teachers as L
 from infoutil.command_line import main
 from infoutil.comparison import compare, paper_grid, parse_method, TABLES
 from infoutil.distillation import distill
@@ -13,6 +15,7 @@ from infoutil.results import as_published, method_label, read_grid, read_results
 from infoutil.selection import Crops, top_crops
 from infoutil.distilled_set import DistilledSet
 from infoutil.teacher import load_teacher
+from infoutil.models import own_arch
 from infoutil.training import train_teacher
 import ready
 
@@ -58,7 +61,6 @@ def test_workers_find_what_one_process_finds(world, tmp_path):
 
 def test_who_labels_is_tried_once_for_each_number_of_images(world, tmp_path, monkeypatch):
     "Cells, bytes and record name the winner; what was found out is kept when the comparison goes on or grows"
-    import infoutil.comparison as C
     asked, real = [], C.try_label_teachers
     def tried(data, known, ipc, **kw):
         asked.append(ipc)
@@ -266,3 +268,13 @@ def test_a_setting_is_declared_in_one_place(world, brightest, tmp_path, capsys):
     frame = compare(world['data'], world['teacher'], tmp_path/'c', methods=['brightest:channel=red'], **small)
     assert [s['channel'] for b,s in zip(frame.base, frame.settings) if b=='brightest']==['red']
     with pytest.raises(InfoUtilError, match="did you mean 'red'"): parse_method('brightest:channel=rad').config(1, 0, {})
+
+@pytest.mark.parametrize('arch,student', [('convnet3_16', 'convnet3_16'), ('convnet4_32', 'convnet4_32'), ('resnet18', 'resnet18'),
+                                          ('unnormalized/convnet3_8', 'convnet3_8'), ('convnet3_16+convnet3_16', 'convnet3'), ('custom', 'convnet3')])
+def test_trials_and_comparisons_train_the_network_of_the_teacher(arch, student):
+    "Of any width: the trial of a narrow teacher once trained networks of sixteen times the arithmetic, and compare refused them"
+    judge = SimpleNamespace(arch=arch, size=32)
+    assert L._student_of(judge, None)==student and L._student_of(judge, 'vgg11')=='vgg11'
+    if own_arch(arch): assert C._own_arch(judge)==[student]
+    else:
+        with pytest.raises(InfoUtilError, match='no network came for the students'): C._own_arch(judge)
