@@ -72,15 +72,15 @@ def _bytes(n):
 
 @patch
 def table(self:Plan,
-    processes:int=8,   # In the last column, 2 or more
+    processes:int=8,   # In the last column, 1 or more; 1: there is none
 )->str:                # Markdown
     "The plan as a table, with its sum, memory and bytes"
-    rows = [(s.what, s.much, f'{s.inputs:,}', in_words(s.seconds),
-             in_words(s.seconds/(processes if s.shared else 1))) for s in self.steps]
-    rows.append(('in all', '', f'{sum(s.inputs for s in self.steps):,}', in_words(self.seconds()),
-                 in_words(self.seconds(processes))))
-    head = ('stage', 'how much', 'network inputs', 'one process', f'{processes} processes')
-    lines = [f"| {' | '.join(r)} |" for r in (head, ('---',)*5, *rows)]
+    each = sorted({1, processes})
+    row = lambda what, much, inputs, time: (what, much, f'{inputs:,}', *[in_words(time(n)) for n in each])
+    rows = [row(s.what, s.much, s.inputs, lambda n: s.seconds/(n if s.shared else 1)) for s in self.steps]
+    rows.append(row('in all', '', sum(s.inputs for s in self.steps), self.seconds))
+    head = ('stage', 'how much', 'network inputs', *['one process' if n==1 else f'{n} processes' for n in each])
+    lines = [f"| {' | '.join(r)} |" for r in (head, ('---',)*len(head), *rows)]
     memory = f'memory of a process: {_bytes(self.memory)} while this was timed; ' if self.memory else ''
     return '\n'.join([self.about, '', *lines, '', f'{memory}on the disk: {_bytes(self.kept)}; timed on {self.device}'])
 
