@@ -150,7 +150,7 @@ def test_every_command(tmp_path, columns, umask):
     lines = run(*grid, stop='comparing', status=130)
     assert starts(lines, 'infoutil: stopped'), lines
     lines = run(*grid)
-    stage(lines, 'comparing', 3, 'students', 2)
+    stage(lines, 'comparing', 3, 'students', 1)
     assert nexts(lines)==['next: infoutil report c'] and starts(lines, '|'), lines
     lines = run(*grid)
     assert nexts(lines)==['next: infoutil report c'] and not starts(lines, 'infoutil: '), lines
