@@ -860,13 +860,13 @@ def _demo_words(rows):
     "What the accuracies say, in a sentence"
     mean = {m:100*res.mean for m,_,res in rows}
     return (f"The choice of images brought {mean['infoutil']-mean['random']:+.1f} points over random ones here; "
-            "most of "
-            "what students know comes with the teacher's labels.")
+            "most of what students know comes with the teacher's labels.")
 
 def _table(rows, teacher, seconds):
     "The demo's result as Markdown"
     body = ''.join(f'| {who} | {acc} |\n' for who,acc in _demo_rows(rows, teacher))
-    return f'| training images | accuracy on real digits |\n|---|---|\n{body}\n{_demo_words(rows)}\n\n{seconds:.0f} seconds.\n'
+    head = '| training images | accuracy on real digits |\n|---|---|\n'
+    return f'{head}{body}\n{_demo_words(rows)}\n\n{seconds:.0f} seconds.\n'
 
 def _demo_page(out, rows, teacher):
     "The demo's result as a page"
@@ -875,7 +875,8 @@ def _demo_page(out, rows, teacher):
     fig = plot_sets({m:ds for m,ds,_ in rows}, classes=10, per=1).figure
     fig.savefig(out/'infoutil.png', dpi=220)
     demo_page(out/'index.html', _demo_rows(rows, teacher),
-              [(out/'infoutil.png', f'The ten images of each method, one a digit. {_demo_words(rows)}'),
+              [(out/'infoutil.png',
+                'The ten images of each method, one a digit. '+_demo_words(rows)),
                (out/'strip.png', 'The method on one photograph: digits upon photographs of danielbuechele and '
                 'vultilion (CC BY 2.0).')],
               'Ten of 1,442 handwritten digits, with labels of a teacher: mean and spread of students on 355 others.')
