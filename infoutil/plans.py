@@ -18,7 +18,7 @@ from .distilled_set import DistilledSet
 from .engine.measure import measure
 from .images import read_images
 from .methods import Method
-from .models import default_arch, get_model
+from .models import default_arch, get_model, own_arch
 from .sre2l import recover, SRe2L, sre2l_batches
 from .student import RECIPE, recipe, student_learner
 from .teacher import check_classes, predict, Teacher
@@ -245,7 +245,7 @@ def student_pace(
     batches:int=3,          # Batches to time, 1 or more
 )->tuple:                   # Seconds a batch, images a batch, seconds a test image
     "How fast a student learns, timed on empty images"
-    arch = arch or (teacher.arch if teacher.arch!='custom' else default_arch(teacher.size))
+    arch = arch or own_arch(teacher.arch) or default_arch(teacher.size)
     n, s = n_classes*ipc, teacher.size
     ds = DistilledSet(torch.zeros(1, 3, s, s, dtype=torch.uint8).expand(n, -1, -1, -1),
                       torch.arange(n_classes).repeat_interleave(ipc), teacher.classes, teacher=teacher,

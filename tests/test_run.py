@@ -5,7 +5,9 @@ import pytest, torch
 from infoutil.command_line import main
 from infoutil.data import load_data
 from infoutil.distilled_set import DistilledSet
-from infoutil.teacher import load_teacher
+from infoutil.models import get_model
+from infoutil.plans import student_pace
+from infoutil.teacher import load_teacher, Teacher
 from infoutil.training import train_teacher
 
 HOW = ['--ipc', '1', '--arch', 'convnet3_32', '--size', '32', '--teacher-epochs', '10', '--epochs', '5', '--repeats', '1',
@@ -93,3 +95,8 @@ def test_images_are_kept_as_asked(shapes, tmp_path, kind):
     first = next((tmp_path/kind/'train').rglob('*'+suffix))
     first.write_bytes(first.read_bytes()[:-1])
     with pytest.raises(Exception, match='has changed'): DistilledSet.load(tmp_path/kind)
+
+def test_students_of_a_teacher_whose_network_has_no_name_are_planned():
+    "As in a trial: the network of the size"
+    judge = Teacher(get_model('convnet3_8', 3, 32).eval(), 'a name of my own', ('a', 'b', 'c'), 32, (.5,)*3, (.2,)*3)
+    assert min(student_pace(judge, 3, 1))>0
