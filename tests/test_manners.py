@@ -156,10 +156,18 @@ def test_every_command(tmp_path, columns, umask):
     assert nexts(lines)==['next: infoutil report c'] and not starts(lines, 'infoutil: '), lines
     assert starts(lines, 'comparing '+'█'*6 if columns else 'comparing: 3 students, 3 of them finished before'), lines
     assert nexts(run('report', 'c'))==['next: open it in a browser']
+    # all of it in one
+    whole = ['run', 'data', '-o', 'w', '--teacher', 't', '--ipc', 1, '--epochs', 1, '--repeats', 2, '--jobs', 1, '--label-teacher', 'converged']
+    assert starts(run(*whole, stop='comparing', status=130), 'infoutil: stopped')
+    lines = run(*whole)
+    stage(lines, 'comparing', 4, 'students', 1)
+    assert starts(lines, 'the page: '), lines
+    lines = run(*whole)                                          # nothing is left to do
+    assert starts(lines, 'the page: ') and not starts(lines, 'infoutil: '), lines
     # as the umask says, and nothing else left
     given = {'data', 'log'}
     made = [p for p in tmp_path.rglob('*') if p.relative_to(tmp_path).parts[0] not in given]
-    assert {p.name for p in tmp_path.iterdir()}-given=={'t', 's', 's2', 'r.json', 'kept', 'student', 'g.png', 'x', 'c'}
+    assert {p.name for p in tmp_path.iterdir()}-given=={'t', 's', 's2', 'r.json', 'kept', 'student', 'g.png', 'x', 'c', 'w'}
     odd = {p.relative_to(tmp_path): oct(stat.S_IMODE(p.stat().st_mode)) for p in made
            if stat.S_IMODE(p.stat().st_mode)!=(0o777 if p.is_dir() else 0o666)&~umask}
     assert len(made)>30 and not odd, odd
