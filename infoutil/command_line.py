@@ -859,8 +859,8 @@ def _demo_rows(rows, teacher):
 def _demo_words(rows):
     "What the accuracies say, in a sentence"
     mean = {m:100*res.mean for m,_,res in rows}
-    return (f"The choice of images brought {mean['infoutil']-mean['random']:+.1f} points over random ones here; "
-            "most of what students know comes with the teacher's labels.")
+    gain = mean['infoutil']-mean['random']
+    return f'Beside random images with labels of the same teacher, the choice brought {gain:+.1f} points here.'
 
 def _table(rows, teacher, seconds):
     "The demo's result as Markdown"

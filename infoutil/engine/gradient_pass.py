@@ -297,7 +297,7 @@ def _cache_chunk(plan):
     fits = 2**21//plan.widest
     return max(4, min(32, 2*fits, max(fits, 2*len(plan.rules))))        # more where many layers want to be paid for
 
-SMALL = 2**26     # bytes that are always there: to ask for them takes a tenth of the time of a small call
+SMALL = 2**26     # bytes that are always there: to ask is to read a dozen files, which small calls would wait for
 
 def images_a_pass(x, model, plan=None):
     "Under a plan by the largest activation, else by the number of parameters; within half the free memory"
