@@ -170,8 +170,9 @@ def _convnet_name(k, last):
     return re.sub(r'^(classifier|fc|linear)\.', f'{last}.', k)
 
 def _refuse_names(weights, want, head, arch, size, name):
-    odd = [f'{k} {tuple(weights[k].shape)} for {tuple(v.shape)}' for k,v in want.items()
-           if k in weights and k not in head and weights[k].shape!=v.shape]
+    own = {k: tuple(v.shape) for k,v in weights.items()}
+    ours = {k: (*own[k][:1], *v.shape[1:]) if k in head else tuple(v.shape) for k,v in want.items() if k in own}
+    odd = [f'{k} {own[k]} for {s}' for k,s in ours.items() if own[k]!=s]
     lost, more = [k for k in want if k not in weights], [k for k in weights if k not in want]
     told = '; '.join(f"{what}: {', '.join(v[:3])}" for what,v in (('of another shape', odd), ('missing', lost),
                                                                   ('not known', more)) if v)
@@ -282,19 +283,25 @@ def check_order(
     data:ImageData,     # Real images of its classes
     n:int=1000,         # Images to try at most, drawn by hash, none of the test part
 )->None:                # Nothing; `TeacherError` names classes that stand in another place
-    "Refuse outputs that fit the classes far better in another order"
+    "Refuse outputs that fit the classes better in another order, beyond three standard errors"
     split = data.choosing
     at = sorted(range(len(split)), key=lambda i: seed_from('order', split.files[i]))[:n]
     x = read_images([split.root/split.files[i] for i in at], teacher.size)
     said = predict(teacher.model, teacher.normalize(x)).argmax(1).cpu()
-    k = len(teacher.classes)
-    table = torch.bincount(torch.tensor([split.labels[i] for i in at])*k+said, minlength=k*k).view(k, k)
-    true, taken = linear_sum_assignment(table.numpy(), maximize=True)
-    own, best = int(table.diagonal().sum()), int(table[true, taken].sum())
-    if best<1.5*own or best-own<.1*len(at): return
-    odd = [f"'{shown(data.classes[a])}' for '{shown(data.classes[b])}'" for a,b in zip(true, taken) if a!=b]
-    raise TeacherError(f"the weights are right on {own} of {len(at)} real images, and on {best} if their outputs stand "
-                       "in "
-                       f"another order: they take {', '.join(odd[:3])}; "
-                       "the names of the outputs in their order are accepted; "
+    y, k, gained, lost = torch.tensor([split.labels[i] for i in at]), len(teacher.classes), 0, 0
+    for half in (0, 1):
+        said_of, true = said[1-half::2], y[1-half::2]
+        own, other = said_of==true, said_of==_best_order(said[half::2], y[half::2], k)[true]
+        gained, lost = gained+int((other&~own).sum()), lost+int((own&~other).sum())
+    if gained-lost<=3*(gained+lost)**.5: return
+    order = _best_order(said, y, k)
+    odd = [f"'{shown(data.classes[a])}' for '{shown(data.classes[b])}'" for a,b in enumerate(order.tolist()) if a!=b]
+    raise TeacherError(f"the weights are right on {int((said==y).sum())} of {len(at)} real images, and on "
+                       f"{int((said==order[y]).sum())} if their outputs stand in another order: they take "
+                       f"{', '.join(odd[:3])}; the names of the outputs in their order are accepted; "
                        "give a file with one a line (--classes)")
+
+def _best_order(said, y, k):
+    "The output that answers each class most often; two or more images speak for another one than was told"
+    table = torch.bincount(y*k+said, minlength=k*k).view(k, k)+.5*torch.eye(k)
+    return torch.from_numpy(linear_sum_assignment(table.numpy(), maximize=True)[1])

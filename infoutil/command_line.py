@@ -591,7 +591,7 @@ def run_evaluate(
     ds = DistilledSet.load(a.set, device=default_device(), with_teacher=labels=='online')
     res = evaluate(ds, a.test, a.arch, a.labels, a.protocol, a.epochs, a.repeats, a.seed, valid_frac=a.valid_frac,
                    crop_pct=a.crop_pct, keep=a.keep, precision=a.precision)
-    print(f"{res.config['arch']}, {ds.ipc} images per class, {res.config['labels']} labels: {res}\n"
+    print(f"{res.config['arch']}, {ds.ipc} image{'s'*(ds.ipc>1)} per class, {res.config['labels']} labels: {res}\n"
           f"beside it: {beside(ds, res.config['arch'])}")
     if a.keep: print(f'the students are kept in {a.keep}')
     if a.out: write_json(a.out, res.to_dict())
@@ -614,8 +614,9 @@ def run_train(
     ds = DistilledSet.load(a.set, device=default_device(), with_teacher=labels=='online')
     train_student(ds, a.out, a.arch, a.labels, a.protocol, a.epochs, a.seed, a.test, force=a.force,
                   precision=a.precision)
-    told = [f'beside it: {beside(ds, a.arch)}'] if a.test else []
-    print(load_teacher(a.out), *told, f'written to {a.out}', sep='\n')
+    t, n = load_teacher(a.out), len(ds)
+    right = f'{100*t.accuracy:.1f} %\nbeside it: {beside(ds, a.arch)}' if a.test else 'not measured (--test)'
+    print(f"{t.arch} of {n} image{'s'*(n>1)}, {t.epoch:,} epoch{'s'*(t.epoch>1)}: {right}\nwritten to {a.out}")
     _next(['predict', a.out, 'FILES'])
 
 @command('Say what pictures are, with a student or a teacher.', _predict_options)
@@ -677,6 +678,7 @@ def _compare_options(p):
     _add(p, 'every', _whole, None, 'also measure every so many epochs, for curves and the best epoch')
     _add(p, 'test', str, None, 'real images to measure on; without it the test part of DATA')
     _add_crop_pct(p)
+    _add_on_error(p, 'takes the next one instead, and leaves it out of the images to measure on')
     _add(p, 'jobs', _whole, None, 'processes side by side; without it as many as cores up to 4 on a CPU, 1 with a GPU')
     _add_settings(p, but=('ipc', 'seed', 'label_teacher', 'label_teachers'))
     _add_dry_run(p)
@@ -718,7 +720,7 @@ def run_compare(
     from infoutil.results import accuracy_table, claims, for_people, judged_by, read_grid
     from infoutil.report import to_markdown
     check_apart(a.out, a.data, a.teacher)
-    how = {k:getattr(a, k) for k in 'repeats seed every one_set test crop_pct valid_frac extend'.split()}
+    how = {k:getattr(a, k) for k in 'repeats seed every one_set test crop_pct valid_frac on_error extend'.split()}
     how |= _axes_of(a)|_given(a, but=('ipc', 'seed', 'label_teacher', 'label_teachers'))
     if a.dry_run: return _show_plan(a, plan_compare(a.data, a.teacher, a.out, **how))
     frame = compare(a.data, a.teacher, a.out, **how, jobs=_jobs(a.jobs))
@@ -765,7 +767,7 @@ def run_report(
 )->None:      # Nothing; the page is written
     "infoutil report"
     from infoutil.report import make_report
-    print('making the page: its notebook is run, which may take a minute', flush=True)
+    if not a.no_execute: print('making the page: its notebook is run, which may take a minute', flush=True)
     page = make_report(a.dir, a.out, a.force, execute=not a.no_execute)
     print(f'written to {page}\nnext: open it in a browser')
 

@@ -13,12 +13,13 @@ from .basics import *
 from .engine.calls import own_modes
 from .engine.membership import joined, unseen
 from .engine.seen_images import count_seen, fingerprints, sketch
-from .images import check_crop_pct
+from .images import check_crop_pct, find_broken
 from .models import own_arch
 from .teacher import (
-    check_classes, check_unseen, least_right, load_teacher, predict, state_place, teacher_states)
+    check_classes, check_unseen, least_right, load_teacher, ON_ERROR, predict, state_place, teacher_states)
 from .engine.measure import measure
 from .labels import label_epoch_for, label_states
+from .data import without
 from .distilled_set import DistilledSet
 from .student import RECIPE, LABELS, PROTOCOLS
 from .label_teachers import check_archs, relabel, try_label_teachers
@@ -68,6 +69,7 @@ def compare(
     test=None,                      # Real images to measure on; None: the test part of `data`
     crop_pct:float=1.,              # Part of a test image's shorter side that is shown, see `evaluate`
     valid_frac:float=None,          # See `data.load_folder`; None: what the teacher was trained with
+    on_error:str='fail',            # An image that cannot be read: 'fail' names it, 'skip' takes another one
     # Processes side by side, 1 or more; does not change the choice of images. Where a launcher has started a group of
     # processes, see `processes.start_processes`, they share the students, and jobs stays 1
     jobs:int=1,
@@ -80,7 +82,8 @@ def compare(
     "Train every student of a grid under equal recipes, and keep each result at once"
     bench = _bench(data, teacher, out, _methods(methods), settings, device, test, valid_frac, jobs,
                  ipc=ipc, labels=labels, label_teachers=label_teachers, protocols=protocols, archs=archs,
-                 repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set, crop_pct=crop_pct)
+                 repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set, crop_pct=crop_pct,
+                 on_error=on_error)
     bench = replace(bench, keep=keep)
     _try_labels(bench, show_progress)
     with ExitStack() as held:
@@ -259,6 +262,7 @@ def _check_axes(g, states):
             if v is None or isinstance(v, int) and v>=1: continue
             raise InfoUtilError(f"{k} {v} came; 1 or more is accepted; raise {k} (--{k})")
     check_crop_pct(g['crop_pct'])
+    check_choice('on_error', g['on_error'], ON_ERROR)
     if 'by_ipc' in g['label_teachers'] and 'early' not in states and min(g['ipc'])<=10:
         raise TeacherError("label teacher 'by_ipc' takes the early state up to 10 images per class and the teacher's "
                            "directory holds none; name another (--label-teachers converged), or train with an early "
@@ -346,7 +350,7 @@ def _read_grid(file):
     return old
 
 _SINCE = ('training_files', 'evaluation_labels')      # settings that older versions did not keep
-_WAS = dict(crop_pct=1.)                               # and those that they did not have
+_WAS = dict(crop_pct=1., on_error='fail')                               # and those that they did not have
 
 def _open_grid(path, config, about, extend):
     "Start a grid, or go on with one; `about` makes what compare.json says"
@@ -414,7 +418,7 @@ def distil_sets(
     for ipc in ipcs:
         if (folder:=bench.folder(name, ipc, seed)).exists(): continue
         ds = distill(bench.data, bench.teacher(), cfg=e.config(ipc, seed, bench.settings), choose=e.choose,
-                     preflight=False, cache=bench.out/'cache', show_progress=False)
+                     on_error=bench.g['on_error'], preflight=False, cache=bench.out/'cache', show_progress=False)
         try: ds.save(folder, keep_teacher=False)
         except OutputError:
             # a worker whose run was killed may have finished the same set in its last moment
@@ -645,6 +649,7 @@ def _checked(data, judge, teacher, out, methods, settings, device, split, test, 
     g = _grid(axes, methods, judge, data)
     others = [load_teacher(teacher, w, device='cpu').members for w in g['label_teachers'] if ':' in w]
     if others: split = unseen(split, joined(*others))
+    if g['on_error']=='skip': split = without(split, find_broken(split.root, split.files))
     _check_axes(g, teacher_states(teacher))
     check_archs(g['archs'], data.n_classes, judge.size)
     _check_read(g, methods, settings, axes['labels'], axes['label_teachers'])
@@ -671,7 +676,7 @@ def _trial(bench, ipc, epochs, show_progress):
     g, known = bench.g, label_states(bench.teacher(), None, bench.dir)
     if len(known)<2: return str(ipc), []
     rows = try_label_teachers(bench.data, known, ipc, arch=g['archs'][0], protocol=g['protocols'][0], epochs=epochs,
-                              seed=g['seed'], show_progress=show_progress)
+                              seed=g['seed'], show_progress=show_progress, on_error=g['on_error'])
     return str(ipc), _plain_rows(rows)
 
 def _plain_rows(frame):
@@ -687,7 +692,7 @@ def _grid(axes, methods, judge, data):
     names = {k:_unique(k.replace('_', ' '), axes[k] or own.get(k)) for k in ('labels', 'label_teachers', 'protocols')}
     return dict(methods=list(methods), ipc=_unique('ipc', axes['ipc'], int), **names, archs=_unique('archs', archs),
                 epochs=epochs, auto={},
-                **{k:axes[k] for k in ('repeats', 'seed', 'every', 'one_set', 'crop_pct')})
+                **{k:axes[k] for k in ('repeats', 'seed', 'every', 'one_set', 'crop_pct', 'on_error')})
 
 def _own_arch(teacher):
     "The student's network where none is named"

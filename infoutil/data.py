@@ -21,6 +21,7 @@ from .images import find_broken, image_size, IMAGE_SUFFIXES, is_passed_over, rea
 import http.client, os, shutil, tarfile, warnings, zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -407,8 +408,13 @@ def guess_size(
 )->int:               # The largest of 32, 64, 96, 128, 160, 192 and 224 px that is no larger than the median image
     "A sensible side in pixels for the images of `data`"
     if data.spec: return data.spec.size
-    med = float(np.median([min(image_size(p)) for p in _sample_files(data, 100, 'size')]))
-    return max([32]+[s for s in (64, 96, 128, 160, 192, 224) if s<=med])
+    sample = _sample_files(data, 100, 'size')
+    sides = [s for s in map(_shorter_side, sample) if s] or [min(image_size(sample[0]))]
+    return max([32]+[s for s in (64, 96, 128, 160, 192, 224) if s<=float(np.median(sides))])
+
+def _shorter_side(path):
+    "None where it cannot be read; whoever needs the image will say so, or leave it out"
+    with suppress(DataError): return min(image_size(path))
 
 def _sample_files(data, n, *keys):
     "At most `n` training files, chosen by hash"

@@ -366,7 +366,7 @@ def _name_labeller(job, early, states, preflight, on_error, student_epochs, show
     elif which=='auto':
         tried = later('label_teachers', 'try_label_teachers')
         job.trial = together(lambda: tried(job.data, known, m.ipc, m.label_teachers, epochs=student_epochs, seed=m.seed,
-                                           show_progress=show_progress).to_dict('records'))
+                                           show_progress=show_progress, on_error=on_error).to_dict('records'))
         which = job.trial[0]['label_teacher']
     elif m.label_teachers: which = neighbours(known, which, m.label_teachers)
     job.labeller, job.which = one_label_teacher(known, which), without_folders(which)

@@ -45,7 +45,10 @@ class Result:
     curves:tuple=()      # ((epoch, accuracy), ...) a repeat, where `every` was given
     best:tuple=()        # Top-1 of the best measured epoch, chosen on the test images, so too good; () without a curve
     peak_bytes:tuple=()  # The most memory held by each repeat, see `measure`; `config['memory']` says of what
-    def __repr__(self): return f'{100*self.mean:.1f} ± {100*self.std:.1f} % ({len(self.accuracies)} students)'
+    def __repr__(self):
+        n = len(self.accuracies)
+        spread, who = (f' ± {100*self.std:.1f}', f'{n} students') if n>1 else ('', '1 student')
+        return f'{100*self.mean:.1f}{spread} % ({who})'
     def to_dict(self)->dict:   # The fields by name, ready for JSON
         "The result as plain Python values"
         return asdict(self)

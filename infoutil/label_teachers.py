@@ -11,14 +11,15 @@ __all__ = ['cross_architecture', 'check_archs', 'relabel', 'label_teacher_curve'
 from .basics import *
 from .engine.calls import own_modes
 from .models import default_arch, get_model, own_arch
-from .teacher import check_classes, Teacher
+from .teacher import check_classes, ON_ERROR, Teacher
 from .training import state_name
 from .engine.fast_copies import fast_copy
 from .engine.membership import joined
 from .engine.seen_images import fingerprints
 from .engine.progress import Progress
 from .labels import different, one_label_teacher, patch_labels, refuse_number, teacher_logits
-from .data import candidates, ImageData, Split
+from .data import draw_candidates, draw_readable, ImageData, read_candidates, Split
+from .images import find_broken
 from .distilled_set import DistilledSet
 from .loaders import mirrors
 from .student import RECIPE, recipe, REGIMES
@@ -168,11 +169,12 @@ def try_label_teachers(
     seed:int=0,                # Of images and students; the same for all rows
     device=None,               # None: where the teachers are
     show_progress:bool=True,   # A line a student
+    on_error:str='fail',       # An image that cannot be read: 'fail' names it, 'skip' takes another one
 )->pd.DataFrame:               # A row a label teacher, the largest `expected` accuracy first
     "Short students on held-out training images, by who labels them and where they would end after the whole run"
     names = different(teachers)
     if n and n>len(names): refuse_number(names, 'auto', n)
-    ds, real = _trial_set(data, teachers, ipc, images, seed)
+    ds, real = _trial_set(data, teachers, ipc, images, seed, on_error)
     device, whole = device or device_of(teachers['converged'].model), recipe(protocol, None, epochs)[2]
     epochs = min(whole, max(30, min(300, views//len(ds))))
     dl, rows = test_dl(ds, real, device=device), {}
@@ -235,11 +237,14 @@ def _student_of(teacher, arch):
     "The student's network: the teacher's, where it has a name"
     return arch or own_arch(teacher.arch) or default_arch(teacher.size)
 
-def _trial_set(data, teachers, ipc, images, seed):
+def _trial_set(data, teachers, ipc, images, seed, on_error):
     "Random images, as many of each class, and real ones that are not among them"
     teacher, classes = teachers['converged'], range(data.n_classes)
-    least = min(len(data.train.of_class(c)) for c in classes)
-    drawn = [candidates(data, c, teacher.size, min(ipc, least), seed) for c in classes]
+    draw = draw_readable if check_choice('on_error', on_error, ON_ERROR)=='skip' else draw_candidates
+    named = [draw(data, c, ipc, seed) for c in classes]
+    if on_error=='skip': named = [files for files,_ in named]
+    least = min(map(len, named))
+    drawn = [read_candidates(data, c, files[:least], teacher.size, seed) for c,files in enumerate(named)]
     ds = DistilledSet(torch.cat([c.images for c in drawn]),
                       torch.arange(data.n_classes).repeat_interleave(len(drawn[0])),
                       data.classes, meta=dict(method='random', factor=1, mean=list(teacher.mean),
@@ -248,6 +253,8 @@ def _trial_set(data, teachers, ipc, images, seed):
     prints = fingerprints(real.paths())
     at = (_fair(prints, teachers)&~torch.isin(prints, used)).nonzero().flatten().tolist()
     at = sorted(at, key=lambda i: seed_from(seed, 'trial', real.files[i]))[:images]
+    broken = find_broken(real.root, [real.files[i] for i in at]) if on_error=='skip' else ()
+    at = [i for i in at if real.files[i] not in broken]
     if not at:
         raise DataError(f"label teachers were to be tried and all {len(real)} training images are in the trial's set; "
                         "images to measure on are accepted; add some, or name a label teacher (--label-teacher)")

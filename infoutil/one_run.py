@@ -241,7 +241,8 @@ def _students(data, judge, out, plan, ds, jobs, show):
     who, archs = ds.meta['label_teacher'], None if plan.arch is None else (plan.arch,)
     frame = compare(data, judge, out/'students', ('infoutil', 'random'), (plan.ipc,), label_teachers=(who,),
                     archs=archs,
-                    repeats=plan.repeats, seed=plan.seed, epochs=plan.epochs, valid_frac=plan.valid_frac, jobs=jobs,
+                    repeats=plan.repeats, seed=plan.seed, epochs=plan.epochs, valid_frac=plan.valid_frac,
+                    on_error=plan.on_error, jobs=jobs,
                     keep=True, show_progress=show)
     together(lambda: _put_first(out, plan))
     return frame

@@ -66,14 +66,16 @@ def teacher_verdict(
     on_error:str='fail',     # See `teacher.preflight`
 )->list:                     # Sentences; empty where there is nothing to say
     "What stands against a teacher and its states, beginning with what `distill` would refuse"
-    told = []
-    for name in sorted(teacher_states(path), key=lambda n: n!='converged'):
-        t = load_teacher(path, name)
-        try: preflight(t, data, on_error)
-        except InfoUtilError as e:
-            part = 'a set would be refused' if name=='converged' else f"'{name}' could not label"
-            told.append(f'{part}: {e}')
+    why = {name:str(e) for name in sorted(teacher_states(path), key=lambda n: n!='converged')
+           if (e:=_refused(load_teacher(path, name), data, on_error))}
+    states = ', '.join(name for name in why if name!='converged')
+    what = ['a set would be refused']*('converged' in why)+[f'{states} could not label']*bool(states)
+    told = [f"{', and '.join(what)}: {next(iter(why.values()))}"] if why else []
     return told+curve_verdict(load_teacher(path).record, data.n_classes)
+
+def _refused(teacher, data, on_error):
+    try: preflight(teacher, data, on_error)
+    except InfoUtilError as e: return e
 
 # %% ../nbs/36_verdicts.ipynb #882ea1a0
 def _mb(n): return f'{n/1e3:.0f} kB' if n<1e6 else f'{n/1e6:.{int(n<1e7)}f} MB'

@@ -66,12 +66,14 @@ def test_two_processes_one_of_them_killed(made, name):
     words = small(name, made, processes=2)
     cmd = [sys.executable, '-m', 'torch.distributed.run', *words[1:]]
     out = Path(words[words.index('-o')+1])
-    p = subprocess.Popen(cmd, start_new_session=True)
+    p = subprocess.Popen(cmd)
     end, began = time.time()+300, [out/'results.jsonl', out.with_name(out.name+'.run')/'settings.json']
     while not any(f.exists() for f in began) and p.poll() is None and time.time()<end: time.sleep(.1)
     time.sleep(1)
-    os.killpg(p.pid, signal.SIGKILL)
-    p.wait()
+    workers = subprocess.run(['pgrep', '-P', str(p.pid)], capture_output=True, text=True, check=True).stdout.split()
+    assert p.poll() is None, 'it ended before a process could be killed'
+    os.kill(int(workers[-1]), signal.SIGKILL)      # torchrun's processes are in sessions of their own
+    assert p.wait(60)
     subprocess.run(cmd, check=True, timeout=600)
     if name=='one set': assert json.loads((out/'infoutil.json').read_text())['ipc']==1
     else:

@@ -136,7 +136,7 @@ def test_every_command(tmp_path, columns, umask):
     # students
     lines = run('evaluate', 's', '--test', 'data', '--epochs', 2, '--repeats', 2, '-o', 'r.json', '--keep', 'kept')
     for k in 1, 2: stage(lines, f'student {k} of 2', 2, 'epochs')
-    assert len(nexts(lines))==2 and starts(lines, 'convnet3, 1 images per class'), lines
+    assert len(nexts(lines))==2 and starts(lines, 'convnet3, 1 image per class'), lines
     lines = run('train', 's', '-o', 'student', '--epochs', 2, '--test', 'data')
     stage(lines, 'training the student', 2, 'epochs')
     assert nexts(lines)==['next: infoutil predict student FILES'], lines

@@ -1,10 +1,15 @@
 "From a folder to a student in one command, plans that write nothing, and sets kept in other image formats"
 import json, shutil, signal, subprocess, sys, time
+from functools import partial
 from pathlib import Path
 import pytest, torch
+from infoutil.basics import DataError
 from infoutil.command_line import main
+from infoutil.comparison import compare
 from infoutil.data import load_data
 from infoutil.distilled_set import DistilledSet
+from infoutil.label_teachers import try_label_teachers
+from infoutil.labels import label_states
 from infoutil.models import get_model
 from infoutil.plans import student_pace
 from infoutil.teacher import load_teacher, Teacher
@@ -49,6 +54,22 @@ def test_a_run_that_was_killed_goes_on(shapes, tmp_path, capsys):
     assert main(cmd[3:])==0 and (out/'report.html').stat().st_mtime==made           # nothing was left to do
     assert main([*cmd[3:], '--seed', '1'])==1
     assert 'seed was 0 and is 1' in capsys.readouterr().err
+
+def test_images_that_cannot_be_read_are_left_out(shapes, tmp_path):
+    "By the trial of label teachers, a comparison and its test images, and plans; without a word for it they are named"
+    folder, judge = tmp_path/'shapes', shapes.with_name('shapes-teacher')
+    shutil.copytree(shapes, folder)
+    for part in ('train', 'test'):
+        for c in '01': (folder/part/c/'0000_broken.png').write_text(f'no image {part} {c}')
+    data, states = load_data(folder), label_states(load_teacher(judge), None, judge)
+    trial = partial(try_label_teachers, data, states, 90, n=len(states), views=270, images=300, show_progress=False)
+    grid = partial(compare, folder, judge, methods=('random',), ipc=(100,), labels='hard', epochs=1, repeats=1, show_progress=False)
+    for what in (trial, partial(grid, tmp_path/'refused')):
+        with pytest.raises(DataError, match='0000_broken.png'): what()
+    assert len(trial(on_error='skip'))==1
+    assert grid(tmp_path/'c', on_error='skip').test_images.tolist()==[60]
+    for command in (['run', *HOW], ['compare', '--teacher', str(judge), '--ipc', '1', '--epochs', '3', '--label-teachers', 'converged']):
+        assert main([command[0], str(folder), '-o', str(tmp_path/'no'), '--dry-run', '--on-error', 'skip', *command[1:]])==0
 
 @pytest.mark.parametrize('command', ['teacher', 'distill', 'run', 'compare'])
 def test_a_plan_writes_nothing(shapes, tmp_path, capsys, command):
