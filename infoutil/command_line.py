@@ -465,7 +465,8 @@ def run_distill(
     told = bytes_in_words(a.out, load_data(a.data, ds.meta['held_out']))
     print('\n'.join(filter(None, [str(ds), f'written to {a.out}, {told}{left_out}', copies_in_words(ds),
                                   a.no_teacher and without_teacher(replace(ds, teacher=None))])))
-    _next(['evaluate', a.out, '--test', a.data], ['train', a.out, '-o', _beside(a.out, 'student')])
+    how = ['--labels', 'stored']*a.no_teacher
+    _next(['evaluate', a.out, '--test', a.data, *how], ['train', a.out, '-o', _beside(a.out, 'student'), *how])
 
 def _planned_set(a, cfg):
     from dataclasses import replace

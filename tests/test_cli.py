@@ -414,9 +414,10 @@ def test_teacher_directory(world):
         meta = json.loads((world/'teacher'/f'{which}.json').read_text())
         assert meta['classes']==list(CLASSES) and meta['size']==32 and meta['epoch']==epoch and 0<=meta['accuracy']<=1 and meta['arch']=='convnet3' and len(meta['sha256'])==64
 
-def test_a_set_without_teacher_trains_on_stored_labels(world, tmp_path):
+def test_a_set_without_teacher_trains_on_stored_labels(world, tmp_path, capsys):
     assert main(['distill', f'{world}/data', '--teacher', f'{world}/teacher', '-o', f'{tmp_path}/s', '--ipc', '1', '--factor', '2', '--candidates', '4', '--no-teacher', '--label-teacher', 'by_ipc'])==0
     assert not (tmp_path/'s/teacher').exists()
+    assert [l.endswith(' --labels stored') for l in capsys.readouterr().out.splitlines() if l.startswith('next: ')]==[True, True]
     assert main(['evaluate', f'{tmp_path}/s', '--test', f'{world}/data/test', '--labels', 'stored', '--epochs', '2', '--repeats', '1'])==0
 
 def test_force_replaces_an_older_result(world, tmp_path):
