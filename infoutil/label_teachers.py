@@ -237,7 +237,7 @@ def _student_of(teacher, arch):
     "The student's network: the teacher's, where it has a name"
     return arch or own_arch(teacher.arch) or default_arch(teacher.size)
 
-def _trial_set(data, teachers, ipc, images, seed, on_error):
+def _trial_set(data, teachers, ipc, images, seed, on_error='fail'):
     "Random images, as many of each class, and real ones that are not among them"
     teacher, classes = teachers['converged'], range(data.n_classes)
     draw = draw_readable if check_choice('on_error', on_error, ON_ERROR)=='skip' else draw_candidates
