@@ -102,7 +102,7 @@ def test_a_student_is_trained_kept_and_asked(world, tmp_path, capsys):
     s, test = f'{tmp_path}/s', f'{world}/data/test'
     assert main(['train', f'{world}/set', '-o', s, '--arch', 'convnet3_32', '--epochs', '3', '--test', test])==0
     said = capsys.readouterr().out
-    assert 'Teacher(convnet3_32, 3 classes, 32 px, epoch 3, accuracy' in said and f'infoutil predict {s} FILES' in said
+    assert 'convnet3_32 of 3 images, 3 epochs: ' in said and f'infoutil predict {s} FILES' in said
     assert 'beside it: chance 33.3 %; its label teacher' in said
     assert main(['predict', s, test, '--top', '2'])==0
     lines = [l.split('\t') for l in capsys.readouterr().out.splitlines()]
