@@ -350,7 +350,7 @@ def _read_grid(file):
     return old
 
 _SINCE = ('training_files', 'evaluation_labels')      # settings that older versions did not keep
-_WAS = dict(crop_pct=1., on_error='fail')                               # and those that they did not have
+_WAS = dict(crop_pct=1., on_error='fail')             # and those that they did not have
 
 def _open_grid(path, config, about, extend):
     "Start a grid, or go on with one; `about` makes what compare.json says"
