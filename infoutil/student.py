@@ -457,9 +457,13 @@ class DistillCallback(Callback):
         self.learn.opt.set_hyper('lr', self.lr*SCHEDULES[self.protocol.schedule](self.epoch, self.epochs))
         self.learn.dls.train.epoch = self.shown
     def after_batch(self):
-        if self.training and self.mean: self.mean.update(self.learn.model)
+        if not self.training: return
+        if self.mean: self.mean.update(self.learn.model)
+        # small tensors kept between large ones that come and go break up a CPU's memory, which grows batch by batch
+        past = self.learn.recorder.losses
+        if past and self.on.type=='cpu': past[-1] = float(past[-1])
     def after_fit(self):
-        self.learn.recorder.losses = [l.cpu() for l in self.learn.recorder.losses]
+        self.learn.recorder.losses = [torch.as_tensor(l, dtype=torch.float32).cpu() for l in self.learn.recorder.losses]
         if self.mean and self.trained: self.learn.model.load_state_dict(self.mean.model.state_dict())
     def before_batch(self):
         if not self.training: return

@@ -304,6 +304,19 @@ def test_the_learner_is_fastais(monkeypatch):
     ours, fastais = trained(), trained(monkeypatch, StudentLearner=Learner, _SmoothLoss=AvgSmoothLoss)
     assert len(ours[1])==3*4 and all(torch.equal(a, b) for a,b in zip(ours, fastais))
 
+def test_no_tensor_is_kept_of_a_batch():
+    "Small ones between large ones that come and go would break up the heap, which then grows with every batch"
+    from fastai.callback.core import Callback
+    kept = []
+    class Look(Callback):
+        order = 4                                            # before the losses become tensors again
+        def after_fit(self): kept.extend(self.learn.recorder.losses)
+    learn = student_learner(a_set(3), None, 'convnet3', 'stored', 'rded', 3, bs=4, device='cpu', precision='float32')
+    learn.add_cb(Look())
+    learn.fit_distilled(False)
+    assert len(kept)==12 and not any(map(torch.is_tensor, kept[:-1]))
+    assert torch.equal(torch.tensor([float(l) for l in kept]), torch.stack(learn.recorder.losses))
+
 def test_fused_steps_round_only(monkeypatch):
     "The fused optimizer takes the steps of the plain one"
     from functools import partial
