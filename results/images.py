@@ -103,8 +103,10 @@ WINDOWS = {
     'whole, lowest norm': whole, 'whole, middle norm': partial(whole, end='middle'),
     'whole, highest norm': partial(whole, end='highest'), 'whole, lowest loss': partial(whole, score='loss'),
     'whole, ranks joined': joined, 'whole, lower half in parts': quantiles, 'whole, clusters of the lowest third': clusters,
+    'windows .08-1': dict(min_area=.08, max_area=1.),
     'windows .5': window(.5), 'windows .25': window(.25), 'windows .25, two an image': window(.25, per_image=2),
     'random windows .5': window(.5, method='random_grad_norm'), 'random windows .25': window(.25, method='random_grad_norm'),
+    'random windows .08-1': dict(method='random_grad_norm', min_area=.08, max_area=1.),           # RDED's crops, ranked by norm
     '.5 or whole by the map': partial(decided, area=.5, rule='map'),
     '.5 or whole by Definition 1': partial(decided, area=.5, rule='answer'),
     '.5 or whole, the surer': partial(decided, area=.5, rule='surer'),
