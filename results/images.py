@@ -2,6 +2,7 @@
 
     infoutil teacher CIFAR10 -o TEACHER --arch convnet3_32 --size 32 --epochs 15 --early-epoch 6 --valid-frac 0.1 --checkpoints 1,2,3,4,8
     python results/images.py windows CIFAR10 TEACHER -o results/images.jsonl --ipc 1
+    python results/images.py windows CIFAR10 TEACHER -o results/images.jsonl --ipc 10 --epochs 100 --only '^random$|^rded|^whole, l|lowest third|^windows .(08-1|25|5)$|^random windows .(08-1|5)$|^.5 or whole, the|^mosaic, (random|whole|windows .25$)'
     python results/images.py ends CIFAR10 TEACHER -o results/images.jsonl --ipc 1,10,100 --candidates 1000 --epochs 60 --seeds 0,1
     python results/images.py paper CIFAR10 TEACHER -o results/images.jsonl --ipc 10 --epochs 100 --seeds 0,1
     python results/images.py calls CIFAR10 TEACHER -o results/images.jsonl --candidates 10   # trains nothing: windows by calls
@@ -12,7 +13,7 @@
     infoutil teacher IMAGENETTE -o TEACHER64 --arch convnet4_32 --size 64 --epochs 20 --early-epoch 10 --valid-frac 0.1 --checkpoints 1,2,3,5,7,15
     python results/images.py calls IMAGENETTE TEACHER64 -o results/images.jsonl --candidates 5
 
-Those of `ends` at 100 images a class, and the mosaics of ImageNette, were stopped before their second draw was complete.
+Rows of ten images a class with one student were stopped after it, and with stored labels some have nine (seeds 0 to 8). Those of `ends` at 100 images a class, and the mosaics of ImageNette, were stopped before their second draw was complete.
 Students learn where the choice of images matters: from hard classes, or from one stored label a patch (of the early state), in short runs of `best`.
 They are measured on training images that were held out of all training and choosing. A later call continues the file; `--share 1/2` takes every second
 row, so that two processes may share the work, each with a file of its own. CIFAR10 may be any folder train/CLASS/*, with its own teacher.
@@ -175,13 +176,11 @@ def calls(folder, teacher, out, n, reference=2048):
     x, seeds = torch.cat([judge.normalize(c.images) for c in drawn]), [s for c in drawn for s in c.seeds]
     y = torch.arange(data.n_classes).repeat_interleave(torch.tensor([len(c) for c in drawn]))
     maps = lambda way, b, seed=1: pool_map(shapley_values(judge.model, x, y, 4, b, seed=seed, method=way, precision='float32'))
-    ways = {('prior', b): partial(maps, 'prior', b) for b in (32, 48, 64, 96, 128, 256)}
-    ways |= {(w, 64): partial(maps, w, 64) for w in ('kernel', 'permutation')}
-    ways['patterns', 16] = lambda: pool_map(few_patterns(judge, x, y))
-    ways['prior', reference] = partial(maps, 'prior', reference, 0)
-    found = {k: make() for k,make in ways.items()}
+    found = {('prior', b): maps('prior', b) for b in (32, 48, 64, 96, 128, 256)}
+    found |= {(w, 64): maps(w, 64) for w in ('kernel', 'permutation')}
+    found['patterns', 16] = pool_map(few_patterns(judge, x, y))
+    found['prior', reference] = true = maps('prior', reference, 0)
     spread = pool_map(attribute(judge.model, x, y, 4, 48, seed=1).std**2)/4              # variance of a window's mean, patches apart
-    true = found['prior', reference]
     best, std = true.flatten(1).amax(1, keepdim=True), true.flatten(1).std(1, keepdim=True, correction=0)
     for alpha in (0., 2.):
         rows = dict(found)
