@@ -32,6 +32,7 @@ import pandas as pd, torch
 from fastai.data.all import TfmdDL
 from fastai.data.transforms import IntToFloatTensor
 from fastai.vision.data import Normalize
+from scipy.special import stdtrit
 
 # %% ../nbs/29_evaluation.ipynb #7644116e
 @dataclass(frozen=True)
@@ -250,6 +251,10 @@ class Difference(NamedTuple):
     n:int        # Pairs, or the smaller group; n - 1 degrees of freedom are right for pairs, else on the safe side
     def __repr__(self):
         return f'{100*self.mean:+.1f} ± {100*self.se:.1f} points (standard error, n = {self.n})'
+    @property
+    def clear(self)->bool:
+        "Whether 0 lies outside of the 95 % interval of the mean (Student's t)"
+        return abs(self.mean)>float(stdtrit(self.n-1, .975))*self.se
 
 def difference(
     a,                   # A `Result`, or numbers, one a repeat; 2 or more

@@ -304,7 +304,7 @@ def _points(a, b):
     "Difference in points, its error, pairs, and whether it is clear"
     if len(a)==1: return 100*(a[0]-b[0]), math.nan, 1, None
     d = difference(a, b)
-    return 100*d.mean, 100*d.se, d.n, None if d.n<3 else abs(d.mean)>2*d.se
+    return 100*d.mean, 100*d.se, d.n, d.clear if d.n>2 else None
 
 def measured_against(
     frame:pd.DataFrame,   # Students
@@ -327,7 +327,7 @@ def difference_table(
     d, own = differences(frame, to), frame[frame.method==to].drop_duplicates(rows+columns)
     texts = [with_error(r.difference, r.error, '+')+(' *' if r.clear else _few(r.n)) for r in d.itertuples()]
     cells = pd.concat([d[rows+columns], own[rows+columns]])
-    unit = f'points of top-1 above {_of(to)}, mean of pairs ± standard error; * marks more than two standard errors'
+    unit = f'points of top-1 above {_of(to)}, mean of pairs ± standard error; * marks a 95 % interval without 0'
     return _table(cells, rows, columns, texts+['0']*len(own), frame, unit)
 
 # %% ../nbs/40_results.ipynb #df7ca442
@@ -366,20 +366,12 @@ def _stands(row, d, to, best):
 def _unclear(d, to):
     "One sentence on all differences"
     judged = d[d.clear.notna()]
-    few, luck, unclear = len(d)-len(judged), sum(_luck(n) for n in judged.n), int(judged.clear.eq(False).sum())
+    few, unclear = len(d)-len(judged), int(judged.clear.eq(False).sum())
     if not len(judged): return f'Not clear: all of it, with too few seeds to tell from {_of(to)}.'
     lie = f"{unclear or 'none'} of {len(judged)} difference{'s'[:len(judged)>1]} to {_of(to)}"
     rest = f', and {few} more have too few seeds to tell' if few else ''
-    return (f'Not clear: {lie} (within two standard errors){rest}; if nothing differed at all, about {luck:.1f} would '
-            'look clear by luck.')
-
-def _luck(n, width=2., steps=20000):
-    "Chance that a t-statistic of n values exceeds `width` on either side though nothing differs"
-    df = n-1
-    u = (np.arange(steps)+.5)/steps*width
-    scale = math.exp(math.lgamma((df+1)/2)-math.lgamma(df/2))/math.sqrt(df*math.pi)
-    density = scale*(1+u**2/df)**(-(df+1)/2)
-    return float(1-2*density.sum()*width/steps)
+    return (f'Not clear: {lie} (0 lies in the 95 % interval){rest}; if nothing differed at all, about '
+            f'{.05*len(judged):.1f} would look clear by luck.')
 
 def listed(
     values,   # Anything with a `str`

@@ -90,7 +90,8 @@ def rows(part, ipc, who, protocols='best'):
 def run(part, folder, teacher, out, ipc, seeds, only, who, share, protocols):
     data, judge = load_data(folder, HELD_OUT), load_teacher(teacher)
     done = [json.loads(l) for l in out.read_text().splitlines()] if out.exists() else []
-    done = {(r['name'], r['method'], r['ipc'], r['seed'], r['unlike_rded'].get('epochs')) for r in done}
+    same = dict(data=Path(folder).name, arch=judge.arch)
+    done = {(r['name'], r['method'], r['ipc'], r['seed'], r['unlike_rded'].get('epochs')) for r in done if all(r.get(k, v)==v for k,v in same.items())}
     dl, sets, (mine, of) = None, {}, share
     todo = [(seed, *r) for seed in seeds for r in rows(part, ipc, who, protocols) if re.search(only, r[0])]
     for seed, name, method, who, p in todo[mine-1::of]:
@@ -101,7 +102,7 @@ def run(part, folder, teacher, out, ipc, seeds, only, who, share, protocols):
         dl = dl or test_dl(ds, data.test if part=='final' else data.valid)
         res = evaluate(ds, dl, judge.arch, 'online', p, repeats=1, seed=seed, show_progress=False)
         own = {k:v for k,v in asdict(p).items() if v!=asdict(Protocol())[k]}
-        row = dict(part=part, data=Path(folder).name, arch=judge.arch, name=name, method=method, ipc=ipc, label_teacher=who, seed=seed, accuracy=res.mean,
+        row = dict(part=part, **same, name=name, method=method, ipc=ipc, label_teacher=who, seed=seed, accuracy=res.mean,
                    unlike_rded=own, seconds=res.seconds[0], judge=judge.accuracy, torch=torch.__version__, device=DEVICE)
         with out.open('a') as f: f.write(json.dumps(row)+'\n')
         print(f"{name}, {method}, {ipc} a class, seed {seed}: {100*res.mean:.1f} % in {res.seconds[0]:.0f} s", flush=True)

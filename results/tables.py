@@ -5,7 +5,7 @@
     python results/tables.py CIFAR10 TEACHER -o results/tables.jsonl --ipc 10 --pick LABELS.jsonl --methods infoutil,rded,random --seeds 0,1,2
 
 The label teacher is named (`--who epoch_005+early`, `--who by_ipc` for the paper's rule), or is the one whose students were best in the lines that
-`recipe.py labels` wrote for that number of images and epochs (`--pick`). A tenth of the training images is held out: no teacher, no set and no student
+`recipe.py labels` wrote for that data, network, number of images and epochs (`--pick`). A tenth of the training images is held out: no teacher, no set and no student
 has seen them. `paper` among the methods is InfoUtil with the paper's settings. A later call continues the file; several processes take a file each.
 """
 import argparse, json, os, statistics, time
@@ -24,12 +24,13 @@ from infoutil.teacher import load_teacher
 HELD_OUT = 0.1
 DEVICE = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
 
-def pick(file, ipc, epochs):
-    "Whose students were best at these images a class and epochs"
+def pick(file, data, arch, ipc, epochs):
+    "Whose students of that data and network were best at these images a class and epochs"
     rows = defaultdict(list)
     for line in Path(file).read_text().splitlines():
         r = json.loads(line)
-        if (r['ipc'], r['unlike_rded'].get('epochs'))==(ipc, epochs): rows[r['label_teacher']].append(r['accuracy'])
+        if (r['data'], r['arch'], r['ipc'], r['unlike_rded'].get('epochs'))==(data, arch, ipc, epochs): rows[r['label_teacher']].append(r['accuracy'])
+    if not rows: raise SystemExit(f'{file} has no student of {data}, {arch}, {ipc} a class and {epochs} epochs: run recipe.py labels, or name the label teacher (--who)')
     return max(rows, key=lambda w: statistics.fmean(rows[w]))
 
 def run(folder, teacher, out, ipc, methods, seeds, who, file, protocols, archs, epochs):
@@ -44,7 +45,7 @@ def run(folder, teacher, out, ipc, methods, seeds, who, file, protocols, archs, 
             seconds = time.perf_counter()-start
             for protocol in protocols:
                 p = PROTOCOLS[protocol] if epochs is None else replace(PROTOCOLS[protocol], epochs=epochs)
-                labels = label_epoch_for(ipc) if who=='by_ipc' else who or pick(file, ipc, p.epochs)
+                labels = label_epoch_for(ipc) if who=='by_ipc' else who or pick(file, Path(folder).name, judge.arch, ipc, p.epochs)
                 labelled = relabel(ds, load_teacher(teacher, labels), labels)
                 for arch in archs or [judge.arch]:
                     if (method, ipc, protocol, arch, seed, p.epochs) in done: continue
