@@ -574,11 +574,11 @@ def _images_to_measure_on(data, source, test, members):
     if test is None or (paths and Path(test).resolve()==Path(source).resolve()): return data.test
     return load_test(test, data.classes, members=members)
 
-def _test_accuracy(teacher, dl, name):
-    "Top-1 of a teacher on the evaluation images; one that guesses is refused"
+def _test_accuracy(teacher, dl, name, named=True):
+    "Top-1 of a teacher on the evaluation images; one that guesses is refused, where it was not found by a trial"
     n, classes = len(dl.dataset), len(teacher.classes)
     right = sum(int((predict(teacher.model, x).argmax(1)==y).sum()) for x,y in dl)
-    if right<(need:=least_right(n, 1/classes)):
+    if named and right<(need:=least_right(n, 1/classes)):
         raise TeacherError(f"label teacher '{name}' is right on {right} of {n} evaluation images and chance is "
                            f"{1/classes:.1%}; {need} or more right are accepted; name another (--label-teachers)")
     return right/n
@@ -589,9 +589,9 @@ def _about(bench, config):
     n, rec = data.n_classes, teacher.record
     probe = DistilledSet(torch.zeros(n, 3, teacher.size, teacher.size, dtype=torch.uint8), torch.arange(n),
                          data.classes, teacher=teacher)
-    dl, known = bench.dl(probe), lambda a: None if a!=a else a
+    dl, known, found = bench.dl(probe), lambda a: None if a!=a else a, {*config['auto'].values()}-{'converged'}
     tell = lambda t, name: dict(arch=t.arch, epoch=t.epoch, accuracy=known(t.accuracy),
-                                test_accuracy=_test_accuracy(t, dl, name), sha256=t.sha256)
+                                test_accuracy=_test_accuracy(t, dl, name, name not in found), sha256=t.sha256)
     return dict(schema=SCHEMA, config=config, data=_data_name(data), classes=list(data.classes), size=teacher.size,
                 test_images=len(bench.split),
                 teacher={**tell(teacher, 'converged'), 'seconds': rec and rec.seconds,

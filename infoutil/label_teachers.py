@@ -11,7 +11,7 @@ __all__ = ['cross_architecture', 'check_archs', 'relabel', 'label_teacher_curve'
 from .basics import *
 from .engine.calls import own_modes
 from .models import default_arch, get_model, own_arch
-from .teacher import check_classes, ON_ERROR, Teacher
+from .teacher import check_classes, ON_ERROR, preflight, Teacher
 from .training import state_name
 from .engine.fast_copies import fast_copy
 from .engine.membership import joined
@@ -180,6 +180,7 @@ def try_label_teachers(
     dl, rows = test_dl(ds, real, device=device), {}
     train = partial(_trial_student, ds, dl, _student_of(teachers['converged'], arch), protocol, epochs, whole, seed)
     def try_some(some):
+        some = [w for w in some if w=='converged' or _can_label(one_label_teacher(teachers, w), data, on_error)]
         bar.total = len(rows)+len(some)
         for which in some:
             bar.at(len(rows), which)
@@ -190,6 +191,8 @@ def try_label_teachers(
             bar.at(len(rows))
     with Progress('trying label teachers', len(some := _windows(names, n or 1)), 'students', show=show_progress) as bar:
         try_some([*dict.fromkeys(some)])
+        if not rows: raise TeacherError(f"{n} states were to label together, and no {n} of {', '.join(names)} beat "
+                                        "chance together; fewer are accepted (--label-teachers)")
         if n is None:
             around = max(rows.values(), key=lambda r: r['expected'])['label_teacher']
             more = (w for k in (2, 3) for w in _windows(names, k) if around in w.split('+'))
@@ -199,6 +202,11 @@ def try_label_teachers(
 # %% ../nbs/30_label_teachers.ipynb #6caf8ec7
 # what a student gets right of what its label teacher does, at most; .93 to .95 on CIFAR-10 after long runs
 _REACH = .95
+
+def _can_label(teacher, data, on_error):
+    "Whether the preflight lets a state pass, as it has to once it is chosen"
+    try: return preflight(teacher, data, on_error)>0
+    except TeacherError: return False
 
 def _trial_student(ds, dl, arch, protocol, epochs, whole, seed, teacher, which, bar):
     "One short student: what it reached, and what it would reach in a run of `whole` epochs"

@@ -72,6 +72,8 @@ def _alike(index, boxes, side, cpu):
         for k in range(0, len(rows), step): yield zip(*rows[k:k+step])
 
 def _check_boxes(images, index, boxes):
+    if images.dtype!=torch.uint8 and not images.is_floating_point():
+        raise InfoUtilError(f"images of {images.dtype} came; torch.uint8 and floating point are accepted; convert them")
     if boxes.ndim!=2 or boxes.shape[1]!=4 or len(index)!=len(boxes):
         raise InfoUtilError(f"boxes came as {tuple(boxes.shape)} for {len(index)} image numbers; "
                             "(m, 4) and one number a box are accepted; name the image of every box")

@@ -285,6 +285,10 @@ def _bytes_of_labels(t):
 
 def _gap(t, method, to):
     "Points between two methods and their standard error, paired by seed, and the accuracy of the first in per cent"
+    both = t[t.method.isin([method, to])]
+    odd = [f for f in FACTORS if f!='method' and f in both and both[f].nunique()>1]
+    if odd: raise InfoUtilError(f"students with several values of {listed(odd)} came for one cell of the map; those of "
+                                "one recipe are accepted; pass the rows of one label teacher, network and protocol")
     a, b = [t[t.method==m].set_index('seed').accuracy for m in (method, to)]
     d = 100*(a-b).dropna()
     return d.mean(), d.sem() if len(d)>1 else math.nan, 100*a.mean()

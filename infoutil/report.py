@@ -89,10 +89,14 @@ def to_markdown(
     line = lambda cells: '| '+' | '.join(cells)+' |'
     names = [cell(n) for n in frame.index.names] if index else []
     said = lambda c: ', '.join(filter(None, (_text(_level_text(f, v)) for f,v in zip(frame.columns.names, c))))
-    columns = [cell(said(c) if isinstance(c, tuple) else c) for c in frame.columns]
+    columns = [cell(said(c)) for c in _tuples(frame.columns)]
     keys = [[cell(i) for i in k] for k in _tuples(frame.index)] if index else [[]]*len(frame)
     rows = [line(k+[cell(v) for v in r]) for k,r in zip(keys, frame.itertuples(index=False, name=None))]
     return '\n'.join([line(names+columns), line(['---']*(len(names)+len(columns))), *rows])
+
+def _level_text(factor, v):
+    "A level of a factor as a head; what is no factor as it is"
+    return f'IPC {v}' if factor=='ipc' else in_words({factor: v}) if factor in FACTORS else v
 
 def _text(v): return '' if v is None or v!=v else str(v)
 
@@ -120,10 +124,6 @@ def _cells(tag, values, kind=''):
     text = [html.escape(_text(v)) for v in values]
     if tag=='th': text = [re.sub('([:,])(?=[^ ])', lambda m: m[0]+'<wbr>', v) for v in text]
     return ''.join(f'<{tag}{kind}>{v}</{tag}>' for v in text)
-
-def _level_text(factor, v):
-    "A level of a factor as a head; what is no factor as it is"
-    return f'IPC {v}' if factor=='ipc' else in_words({factor: v}) if factor in FACTORS else v
 
 def _head_html(frame):
     "The rows of a table's head: the names of the index stand in the last one, those of the columns before it"

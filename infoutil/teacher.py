@@ -483,7 +483,7 @@ def check_teacher(
         raise TeacherError(f"the teacher is right on {right} of {len(y)} real images and chance is {1/classes:.1%}; "
                            f"{need} or more right are accepted; "
                            "train it longer, check that classes and normalization are those of this data, "
-                           "or insist on it: --insist, in Python preflight=False")
+                           "or insist on it: infoutil distill --insist, in Python preflight=False")
     if y.bincount().max()>=need: _check_balanced(said, y, teacher.classes)
     return right/len(y)
 

@@ -1,5 +1,5 @@
 "Exact gradient norms against one backward pass an image; memory, chunks, kept plans, rules and scores of one's own"
-import gc, json, re, weakref
+import gc, json, re, warnings, weakref
 from pathlib import Path
 import pytest, torch
 from torch import nn
@@ -268,6 +268,25 @@ class Waves(nn.Module):
         return self.head((z*z).real+z.imag)
 
 @pytest.mark.filterwarnings('error')
+def test_weight_norm_is_no_copy():
+    "Its kernel fills the gradient of the first length alone: the others are what memory held, often 0, and once 1e37"
+    x, y = batch(8)
+    for norm in (nn.utils.parametrizations.weight_norm, nn.utils.weight_norm):
+        with seeded(0), warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)             # of the older one
+            m = nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).double().eval()
+        torch.testing.assert_close(grad_norms(m, x.double(), y), grad_norms(m, x.double(), y, method='loop'), rtol=1e-7, atol=0)
+        assert not [k for k,how in kept_plans[m][1].popitem()[1].routes().items() if how=='copy']
+
+def test_hooks_of_weights_are_set_aside():
+    "A training may mask gradients so; all weights count here, as frozen ones do"
+    with seeded(0): m = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 4)).double().eval()
+    x, y = batch(8)
+    want = grad_norms(m, x.double(), y, method='loop')
+    m[1].weight.register_hook(torch.zeros_like)
+    for way in gradient_norms.WAYS: torch.testing.assert_close(grad_norms(m, x.double(), y, method=way), want, rtol=1e-7, atol=0)
+    assert len(m[1].weight._backward_hooks)==1
+
 def test_complex_parameters_count():
     with seeded(7): m = Waves().eval()
     x, y = toy_batch(5)

@@ -146,6 +146,8 @@ KINDS = dict(
     own_method   = (dict(ipcs=(1, 2)), named, None, ['my_method']),
     published    = (dict(ipcs=(1, 10), sets=False), lambda r: {**r, 'data': 'cifar10', 'epochs': 300}, None, ['54.1 (Table 1)', '23.5 (Table 1)', 'context, not competitors', '82.2 %']),
     many_teachers= (dict(methods=('random', 'infoutil'), labels=('online', 'hard'), teachers=('epoch_001', 'epoch_005', 'converged'), sets=False), None, None, ['Figure 4', 'epoch_005']),
+    hard_is_best = (dict(seeds=2, sets=False), lambda r: {**r, 'accuracy': r['accuracy']/2+.5*(r['labels']=='hard'), 'label_epoch': r['label_epoch'] or None}, None, ['Figure 4', 'Top-1 on the test images, hard labels']),
+    a_map        = (dict(ipcs=(1,), seeds=4, sets=False), lambda r: {**r, 'epochs': 300 if r['seed']%2 else 100}, None, ['InfoUtil above Random images in points', 'RDED above Random images in points', 'length of training']),
     no_costs     = (dict(sets=False), lambda r: {**r, 'stages': None, 'bytes': None, 'best': None, 'label_epoch': None}, None, ['top-1 %']),
     no_memory    = (dict(sets=False), lambda r: {**r, 'stages': {k: dict(seconds=v['seconds'], peak_bytes=None) for k,v in r['stages'].items()}}, None, ['does not report peak memory']),
     bare_grid    = (dict(sets=False), None, lambda g: dict(schema=1), ['unknown']),

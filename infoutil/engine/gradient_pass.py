@@ -73,14 +73,17 @@ def weights(model):
 
 @contextmanager
 def frozen(model, on=()):
-    "Parameters `on` and no others require grad inside; flags and tensor attributes are put back on the way out"
+    "Parameters `on` and no others require grad inside, without their hooks; all is put back on the way out"
     on, attrs = {id(p) for p in on}, []
     for m in model.modules(): attrs += [(m, k, v) for k,v in vars(m).items() if torch.is_tensor(v)]  # weight_norm's
     flags = [(p, p.requires_grad) for p in (*model.parameters(), *(v for *_,v in attrs if v.is_leaf))]
+    hooks = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
     try:
         for p,_ in flags: p.requires_grad_(id(p) in on)
+        for p,_ in hooks: p._backward_hooks = None
         with torch.inference_mode(False), torch.enable_grad(): yield
     finally:
+        for p,h in hooks: p._backward_hooks = h
         for p,flag in flags: p.requires_grad_(flag)
         for m,k,v in attrs: vars(m)[k] = v
 

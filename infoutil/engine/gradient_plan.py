@@ -13,12 +13,12 @@ from infoutil.engine.gradient_pass import (
     attends, ATTENTION_OUT, check_answers, check_finite_sums, frozen, note_call, one_out, params_read, pass_sq, Plan,
     residual, weights)
 from .calls import check_steady, draws, mend_batch_norms
+from .fast_copies import constants
 from .gradient_rules import has_rule, HOOKS, RULES, wide_norm
 from .memory import is_out_of_memory
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from inspect import getattr_static
 from weakref import WeakKeyDictionary
 import torch
 from torch import nn
@@ -169,26 +169,30 @@ def holds(self:Look, scope, k):
     return self.local[scope][k]==self.reads[k]
 
 # %% ../../nbs/engine/gradient_plan.ipynb #e16e1ca3
-def _disagree(look, parts, groups):
-    "Names of the parts whose squared norms for (image, blank rows) are not (autograd's, exactly 0)"
+def _disagree(look, parts, groups, at):
+    "Names of the parts whose squared norms are not autograd's in row `at` and exactly 0 in the others"
     tol = 3*torch.finfo(look.logits.dtype).eps**.5
     slack, bad = tol**2*sum(look.truth.values()), set()
     for name,params in groups.items():
         want, got = sum(look.truth.get(k, 0.) for k in params), parts.get(name)
-        got = [0.] if got is None else got.tolist()
-        if not abs(got[0]-want)<=tol*want+slack or any(got[1:]): bad.add(name)
+        got = [0., 0.] if got is None else got.tolist()
+        if not abs(got.pop(at)-want)<=tol*want+slack or any(got): bad.add(name)
     return bad
 
 def _try(look, x, y, plan, groups):
-    "Run `plan` on two rows, the second without loss; names of parts that fail, or None if the network cannot run so"
+    "Run `plan` on the probe and a row without loss; names of parts that fail, or None if the network cannot run so"
     bad = set()
-    try: logits, _, parts = pass_sq(look.model, x, y, plan, 'float32', only=0, misfit=bad.add)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as e:
-        if is_out_of_memory(e) or isinstance(e, InfoUtilError): raise
-        return None
-    tol = 30*torch.finfo(logits.dtype).eps**.5
-    same = torch.allclose(logits[:1], look.logits, rtol=tol, atol=tol*float(look.logits.abs().max()))
-    return bad | _disagree(look, parts, groups) if same else None
+    for at in (0, 1):
+        rows = (x.flip(0), y.flip(0)) if at else (x, y)
+        try: logits, _, parts = pass_sq(look.model, *rows, plan, 'float32', only=at, misfit=bad.add)
+        except (RuntimeError, ValueError, IndexError, AssertionError) as e:
+            if is_out_of_memory(e) or isinstance(e, InfoUtilError): raise
+            return None
+        tol = 30*torch.finfo(logits.dtype).eps**.5
+        same = torch.allclose(logits[at:at+1], look.logits, rtol=tol, atol=tol*float(look.logits.abs().max()))
+        if not same: return None
+        bad |= _disagree(look, parts, groups, at)
+    return bad
 
 # %% ../../nbs/engine/gradient_plan.ipynb #2ae15e84
 def _copies(look, x, y, left):
@@ -229,20 +233,14 @@ def _groups(look, plan):
     return {k: look.own(k) for k in plan.rules} | {k: [k] for k in plan.copies} | replayed
 
 # %% ../../nbs/engine/gradient_plan.ipynb #7a33284e
-_PLAIN = (bool, int, float, str, tuple, type(None))
-
-def _module_mark(m):
-    "What tells a module from itself changed"
-    plain = [(a, v) for a,v in vars(m).items() if isinstance(v, _PLAIN)]
-    forward = id(getattr_static(type(m), 'forward', None)), id(vars(m).get('forward'))
-    return id(m), type(m), RULES.get(type(m)), forward, plain, [tuple(getattr(m, h)) for h in HOOKS]
-
 def _tensor_mark(t): return id(t), t._version, t.data_ptr(), t.shape, t.dtype
 
 def _signature(model):
     "What a plan was made for: another value means that the model has been changed"
-    mods = [(k, _module_mark(m)) for k,m in model.named_modules(remove_duplicate=False)]
-    return mods, [(k, _tensor_mark(p)) for k,p in model.named_parameters(remove_duplicate=False)]
+    mods = [(k, id(m), RULES.get(type(m)), id(vars(m).get('forward')), [tuple(getattr(m, h)) for h in HOOKS])
+            for k,m in model.named_modules(remove_duplicate=False)]
+    ps = [(k, _tensor_mark(p)) for k,p in model.named_parameters(remove_duplicate=False)]
+    return constants(model), mods, ps
 
 # %% ../../nbs/engine/gradient_plan.ipynb #cb6157c9
 def _plan_in_layout(model, x, y):
