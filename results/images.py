@@ -13,7 +13,7 @@
     infoutil teacher IMAGENETTE -o TEACHER64 --arch convnet4_32 --size 64 --epochs 20 --early-epoch 10 --valid-frac 0.1 --checkpoints 1,2,3,5,7,15
     python results/images.py calls IMAGENETTE TEACHER64 -o results/images.jsonl --candidates 5
 
-Rows of ten images a class with one student were stopped after it, and with stored labels some have nine (seeds 0 to 8). Those of `ends` at 100 images a class, and the mosaics of ImageNette, were stopped before their second draw was complete.
+Rows of ten images a class with one student were stopped after it, and with stored labels some have nine (seeds 0 to 8); the commands of nine draws more, by every kind of labels, are on the page (paper/images). Those of `ends` at 100 images a class, and the mosaics of ImageNette, were stopped before their second draw was complete.
 Students learn where the choice of images matters: from hard classes, or from one stored label a patch (of the early state), in short runs of `best`.
 They are measured on training images that were held out of all training and choosing. A later call continues the file; `--share 1/2` takes every second
 row, so that two processes may share the work, each with a file of its own. CIFAR10 may be any folder train/CLASS/*, with its own teacher.
