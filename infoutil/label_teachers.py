@@ -11,7 +11,7 @@ __all__ = ['cross_architecture', 'check_archs', 'relabel', 'label_teacher_curve'
 from .basics import *
 from .engine.calls import own_modes
 from .models import default_arch, get_model, own_arch
-from .teacher import check_classes, ON_ERROR, preflight, Teacher
+from .teacher import check_classes, GuessError, ON_ERROR, preflight, Teacher
 from .training import state_name
 from .engine.fast_copies import fast_copy
 from .engine.membership import joined
@@ -206,7 +206,7 @@ _REACH = .95
 def _can_label(teacher, data, on_error):
     "Whether the preflight lets a state pass, as it has to once it is chosen"
     try: return preflight(teacher, data, on_error)>0
-    except TeacherError: return False
+    except GuessError: return False
 
 def _trial_student(ds, dl, arch, protocol, epochs, whole, seed, teacher, which, bar):
     "One short student: what it reached, and what it would reach in a run of `whole` epochs"

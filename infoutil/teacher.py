@@ -8,7 +8,7 @@ Docs: https://infoutil.github.io/infoutil/teacher.html.md"""
 __all__ = ['TEACHER_SCHEMA', 'TRIED', 'ON_ERROR', 'Teacher', 'predict', 'check_finite', 'save_teacher', 'members_file',
            'state_of', 'write_state', 'load_teacher', 'state_place', 'without_folders', 'teacher_states',
            'teacher_from', 'check_classes', 'TrainingRecord', 'save_record', 'load_record', 'check_early',
-           'check_unseen', 'mean_teacher', 'check_teacher', 'least_right', 'preflight']
+           'check_unseen', 'mean_teacher', 'GuessError', 'check_teacher', 'least_right', 'preflight']
 
 # %% ../nbs/10_teacher.ipynb #9eca1c75
 from .basics import *
@@ -465,6 +465,8 @@ def mean_teacher(
 TRIED = 500   # real images that a teacher is tried on at most
 ON_ERROR = ('fail', 'skip')   # what to do about an image that cannot be read
 
+class GuessError(TeacherError): "A teacher that does not clearly beat chance"
+
 @own_modes()
 def check_teacher(
     teacher:Teacher,    # Who is going to judge
@@ -480,10 +482,10 @@ def check_teacher(
     said = z.argmax(1).cpu()
     right, need = int((said==y).sum()), least_right(len(y), 1/classes)
     if right<need:
-        raise TeacherError(f"the teacher is right on {right} of {len(y)} real images and chance is {1/classes:.1%}; "
-                           f"{need} or more right are accepted; "
-                           "train it longer, check that classes and normalization are those of this data, "
-                           "or insist on it: infoutil distill --insist, in Python preflight=False")
+        raise GuessError(f"the teacher is right on {right} of {len(y)} real images and chance is {1/classes:.1%}; "
+                         f"{need} or more right are accepted; "
+                         "train it longer, check that classes and normalization are those of this data, "
+                         "or insist on it: infoutil distill --insist, in Python preflight=False")
     if y.bincount().max()>=need: _check_balanced(said, y, teacher.classes)
     return right/len(y)
 
@@ -505,11 +507,11 @@ def _check_balanced(said, y, names):
     "Refuse answers that are no better than as many of each kind in random order"
     own, most, counts = float(balanced_accuracy(said, y)), reached_by_chance(said, y), y.bincount()
     if own==1 or own>most+1e-9: return
-    raise TeacherError(f"the teacher is right on {int((said==y).sum())} of {len(y)} real images, of which "
-                       f"{int(counts.max())} are '{shown(names[int(counts.argmax())])}'; its balanced accuracy, the "
-                       f"mean over classes, is {own:.1%}, and more than {min(most, .999):.1%} is accepted, which its "
-                       "answers may reach in random order; train it longer, with as many images of each class, "
-                       "or insist on it in Python: distill(..., preflight=False)")
+    raise GuessError(f"the teacher is right on {int((said==y).sum())} of {len(y)} real images, of which "
+                     f"{int(counts.max())} are '{shown(names[int(counts.argmax())])}'; its balanced accuracy, the "
+                     f"mean over classes, is {own:.1%}, and more than {min(most, .999):.1%} is accepted, which its "
+                     "answers may reach in random order; train it longer, with as many images of each class, "
+                     "or insist on it in Python: distill(..., preflight=False)")
 
 def _to_try(data, n):
     "Files and labels: validation images, and training images too where those are too few to prove anything"

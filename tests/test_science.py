@@ -207,6 +207,7 @@ def test_a_trial_looks_beyond_its_short_students(data, monkeypatch):
     monkeypatch.setattr(L, 'evaluate', short)
     monkeypatch.setattr(L, 'relabel', lambda ds, t, which: replace(ds, meta={**ds.meta, 'who': which}))
     monkeypatch.setattr(L, '_accuracy', lambda t, dl: right[t.name])
+    monkeypatch.setattr(L, '_can_label', lambda *args: True)
     net = convnet(10, size=32)
     known = {n: teacher_with(net, 32, data.classes, epoch=i) for i,n in enumerate((*curves, 'converged'))}
     for n,t in known.items(): object.__setattr__(t, 'name', n)
