@@ -278,3 +278,14 @@ def test_trials_and_comparisons_train_the_network_of_the_teacher(arch, student):
     if own_arch(arch): assert C._own_arch(judge)==[student]
     else:
         with pytest.raises(InfoUtilError, match='no network came for the students'): C._own_arch(judge)
+
+def test_a_label_teacher_that_guesses_is_refused_unless_a_trial_found_it():
+    "A trial has its own check, on images that were held out; chance on the evaluation images is no reason to stop a grid"
+    class Same(torch.nn.Module):
+        "The same answer to every image"
+        def forward(self, x): return torch.eye(2)[torch.zeros(len(x), dtype=torch.long)]
+    teacher, y = SimpleNamespace(model=Same().eval(), classes=('a', 'b')), torch.arange(40)%2
+    class Loader(list): dataset = range(40)
+    dl = Loader([(torch.zeros(40, 3, 8, 8), y)])
+    with pytest.raises(TeacherError, match="label teacher 'early' is right on 20 of 40 evaluation images"): C._test_accuracy(teacher, dl, 'early')
+    assert C._test_accuracy(teacher, dl, 'early', named=False)==.5
