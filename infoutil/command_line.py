@@ -437,8 +437,11 @@ def _distill_options(p):
     _add(p, 'images', str, 'png', 'how images are kept: png, webp (lossless, smaller) or jpeg (smallest; '
          'the set is what '
          'the files then show)')
+    _add(p, 'views', _whole, None, "keep the label teacher's answers to so many views of each image, too, 1 or more, "
+         'for students without a teacher (their --labels views); without it none')
     p.add_argument('--no-teacher', action='store_true',
-                   help='leave the label teacher out of the result; stored and hard labels still work')
+                   help='leave the label teacher out of the result; stored and hard labels still work, and those of '
+                   'views')
     _add_dry_run(p)
     _add_force(p)
 
@@ -450,22 +453,25 @@ def run_distill(
     from dataclasses import replace
     from infoutil.data import load_data
     from infoutil.engine.outputs import check_apart
+    from infoutil.files import check_kept
     from infoutil.methods import make_config
     from infoutil.one_run import make_set
     from infoutil.verdicts import bytes_in_words, copies_in_words, without_teacher
     check_apart(a.out, a.data, *([a.teacher] if a.teacher else []))
+    check_kept(a.images, a.views)
     cfg = make_config(a.preset, a.method, **_given(a))
     if a.dry_run: return _show_plan(a, _planned_set(a, cfg))
     judge = a.teacher or _trained_beside(a)
     ds = make_set(a.data, judge, a.out, cfg, a.valid_frac, not a.no_teacher, a.images, a.force, on_error=a.on_error,
-                  workers=a.workers, bs=a.bs, preflight=not a.insist)
+                  views=a.views, workers=a.workers, bs=a.bs,
+                  preflight=not a.insist)
     if ds is None: return _say_first(f'{a.out} was complete already')
     n = len(ds.meta.get('skipped', ()))
     left_out = f'; {n} unreadable images were left out, see its infoutil.json' if n else ''
     told = bytes_in_words(a.out, load_data(a.data, ds.meta['held_out']))
     print('\n'.join(filter(None, [str(ds), f'written to {a.out}, {told}{left_out}', copies_in_words(ds),
                                   a.no_teacher and without_teacher(replace(ds, teacher=None))])))
-    how = ['--labels', 'stored']*a.no_teacher
+    how = ['--labels', 'views' if a.views else 'stored']*a.no_teacher
     _next(['evaluate', a.out, '--test', a.data, *how], ['train', a.out, '-o', _beside(a.out, 'student'), *how])
 
 def _planned_set(a, cfg):
@@ -474,10 +480,12 @@ def _planned_set(a, cfg):
     from infoutil.plans import plan_distill, plan_teacher, untrained_teacher
     from infoutil.teacher import load_teacher, teacher_states
     if a.teacher:
-        return plan_distill(a.data, load_teacher(a.teacher), cfg, len(teacher_states(a.teacher)), a.valid_frac, a.bs)
+        return plan_distill(a.data, load_teacher(a.teacher), cfg, len(teacher_states(a.teacher)), a.valid_frac, a.bs,
+                            views=a.views)
     data = load_data(a.data, a.valid_frac)
     first = plan_teacher(data)
-    return replace(first+plan_distill(data, untrained_teacher(data), cfg, 5, None, a.bs), about=first.about)
+    then = plan_distill(data, untrained_teacher(data), cfg, 5, None, a.bs, views=a.views)
+    return replace(first+then, about=first.about)
 
 def _trained_beside(a):
     from infoutil.one_run import teacher_beside, teacher_place

@@ -6,9 +6,9 @@ Docs: https://infoutil.github.io/infoutil/files.html.md"""
 
 # %% auto #0
 __all__ = ['LABELS_FILE', 'VIEWS_FILE', 'ORIGIN_FILE', 'TEACHER_FILES', 'MEMBERS_FILE', 'IMAGE_FORMATS', 'AGAIN', 'SET_SCHEMA',
-           'HUB', 'save_set', 'write_set', 'folder_name', 'image_path', 'image_bytes', 'as_shown', 'write_sealed',
-           'StoreError', 'read_file', 'read_sealed', 'template_text', 'card_text', 'set_title', 'load_set',
-           'read_manifest']
+           'HUB', 'save_set', 'write_set', 'folder_name', 'image_path', 'image_bytes', 'check_kept', 'as_shown',
+           'write_sealed', 'StoreError', 'read_file', 'read_sealed', 'template_text', 'card_text', 'set_title',
+           'load_set', 'read_manifest']
 
 # %% ../nbs/23_files.ipynb #8ca98bf0
 from .basics import *
@@ -109,15 +109,26 @@ def image_bytes(
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(out, kind, **settings)
     return out.getvalue()
 
+def check_kept(
+    images,            # A name in `IMAGE_FORMATS`
+    views:int=None,    # Views of each image whose labels are kept; None: none
+)->None:               # Nothing
+    "Refuse an unknown format, and one that would change what labelled views show"
+    lossless = IMAGE_FORMATS[check_choice('image format', images, IMAGE_FORMATS)][3]
+    if views is not None and not (type(views) is int and views>0):
+        raise InfoUtilError(f"views={views!r} came; a whole number from 1 is accepted; leave it out (--views) to keep "
+                            "no labels of views")
+    if lossless or views is None: return
+    raise InfoUtilError(f"a set with labels of views came to be kept as {images}, which changes its pixels; png "
+                        "and webp are accepted; or make the labels for the set that is read back")
+
 def as_shown(
     ds:DistilledSet,     # A set
     images:str='png',    # A name in `IMAGE_FORMATS`
 )->DistilledSet:         # `ds` itself where that changes no pixel
     "The set as its files will show it, labelled anew where its label teacher is there"
     if IMAGE_FORMATS[check_choice('image format', images, IMAGE_FORMATS)][3]: return ds
-    if ds.views is not None:
-        raise InfoUtilError(f"a set with labels of views came to be kept as {images}, which changes its pixels; png "
-                            "and webp are accepted; or make the labels for the set that is read back")
+    check_kept(images, ds.views and ds.views.key.epochs)
     pixels, t = torch.stack([_decode(image_bytes(im, images), ds.size, images) for im in ds.images]), ds.teacher
     labels = ds.labels if t is None or ds.labels is None else patch_labels(t.model, pixels, ds.factor, t.mean, t.std)
     return replace(ds, images=pixels, labels=labels)

@@ -17,7 +17,7 @@ from .distilled_set import DistilledSet
 from .engine.outputs import check_apart, check_new, mark_ours, new_dir, write_json
 from .engine.processes import agree, together, world
 from .engine.runs import alone, resumable, what_differs
-from .files import load_set, write_set
+from .files import check_kept, load_set, write_set
 from .methods import make_config, Method
 from .models import default_arch
 from .plans import TRIAL, plan_distill, plan_students, plan_teacher, Plan, untrained_teacher
@@ -84,28 +84,33 @@ def make_set(
     keep_teacher:bool=True,      # See `files.save_set`
     images:str='png',            # How images are kept, see `files.save_set`
     force:bool=False,            # Replace an older result
+    views:int=None,              # Views of each image whose labels are kept, too, 1 or more; None: none
     **how                        # Other keywords of `distillation.distill`: on_error, workers, bs, show_progress
 )->DistilledSet:                 # The set; None where it was complete, and in all processes of a group but the first
     "Distil into a directory; a killed run goes on, and ends with the bytes of an undisturbed one"
+    check_kept(images, views)
     judge, states = _states_of(teacher, cfg)
     settings = _settings_of(data, cfg, judge, states, valid_frac, how.get('on_error', 'fail'), keep_teacher, images,
-                            how.get('student_epochs'))
+                            how.get('student_epochs'), views)
     with ExitStack() as stack:
         run = _enter_run(stack, out, settings, force)
         if together(lambda: run.done): return None
         ds = distill(data, judge, None, cfg, valid_frac=valid_frac, work=run and run.folder, states=states, **how)
-        if run: write_set(ds, run.out, keep_teacher, images)
+        if run:
+            show = how.get('show_progress', True)
+            if views is not None: ds = ds.with_view_labels(epochs=views, show_progress=show)
+            write_set(ds, run.out, keep_teacher, images)
     return ds
 
 # %% ../nbs/46_one_run.ipynb #789ee803
-def _settings_of(data, cfg, teacher, states, valid_frac, on_error, keep_teacher, images, student_epochs):
+def _settings_of(data, cfg, teacher, states, valid_frac, on_error, keep_teacher, images, student_epochs, views):
     "What a run must go on with to end with the same bytes; each finished class knows its images, wherever they lie"
     versions = {k:version(k) for k in ('infoutil', 'torch', 'pillow')}
     told = dict(config=cfg.settings(), data=Path(data).resolve().name, valid_frac=valid_frac, on_error=on_error,
                 no_teacher=not keep_teacher, teacher=teacher.sha256, states={n:t.sha256 for n,t in states.items()},
                 versions=versions)
-    return {**told, **({} if images=='png' else dict(images=images)),
-            **({} if student_epochs is None else dict(student_epochs=student_epochs))}
+    more = dict(images=None if images=='png' else images, student_epochs=student_epochs, views=views)
+    return {**told, **{k:v for k,v in more.items() if v is not None}}
 
 def _states_of(path, cfg):
     "The teacher, and those of its other states that may label"

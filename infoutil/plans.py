@@ -197,6 +197,7 @@ def plan_distill(
     bs:int=None,          # See `distillation.distill`
     images:int=8,         # Candidates to time, 1 or more; more where a mosaic needs them, fewer where they take long
     epochs:int=None,      # Of the students to come, for the trial of label teachers; None: the recipe's
+    views:int=None,       # Views of each image whose labels are kept, too, 1 or more; None: none
 )->Plan:                  # A step for the candidates, one for the chosen, one for the trial of label teachers
     "What a set will take"
     data = teacher_data(data, teacher, valid_frac)
@@ -207,7 +208,9 @@ def plan_distill(
     with measure(device_of(teacher.model)) as stage:
         steps = _made(m, teacher, n) if m.make else _chosen(m, data, teacher, bs, images)
         trial = _trial(data, teacher, m, states, epochs) if m.label_teacher=='auto' and states>1 else []
-    kept = n*m.ipc*(int(1.5*teacher.size**2)+2*n*m.factor**2)+_weights(teacher.model)   # PNG halves a photograph
+        steps += _viewed(m, teacher, n, views) if views else []
+    each = int(1.5*teacher.size**2)+2*n*(m.factor**2+(views or 0))   # PNG halves a photograph; 16 bits a logit
+    kept = n*m.ipc*each+_weights(teacher.model)
     return Plan(_of(data), (*trial, *steps), stage.peak_bytes or 0, kept, _device(device_of(teacher.model)))
 
 # %% ../nbs/45_plans.ipynb #7ffd1ab1
@@ -237,6 +240,11 @@ def _chosen(m, data, teacher, bs, images):
     what = f'score candidates by {m.label}' if m.rank else f'choose by {m.label}'
     return [Step(what, f'{per:,} images', per*(calls+3*windows), look/len(files)*per),
             Step('compose and label', f'{n:,} images', n*m.factor**2, finish*n)]
+
+def _viewed(m, teacher, n, views):
+    "A step for the labels of views"
+    count = n*m.ipc*views
+    return [Step('label views', f'{views} of each image', count, count*_look(teacher.model, teacher.size), False)]
 
 def _made(m, teacher, n):
     "A step of a method that makes its images"
