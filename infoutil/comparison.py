@@ -49,7 +49,7 @@ def compare(
     teacher,                        # Directory written by `infoutil teacher`
     out,                            # Directory of the comparison; one that was started with the same settings goes on
     # Texts for `parse_method`, functions `choose(cands, n, teacher, cfg)`, or a dict name -> either; 'random' is added
-    # where it is missing
+    # where it is missing, and where a comparison grows the random images that it has
     methods=('infoutil', 'rded', 'random'),
     ipc=(1, 10),                    # Images per class
     labels=None,                    # Names in `student.LABELS`, and views:N for labels of N views; None: online
@@ -80,7 +80,7 @@ def compare(
     **settings,                     # For every method that reads them: factor, candidates, budget, ...
 )->pd.DataFrame:                    # A row a student, see `read_results`
     "Train every student of a grid under equal recipes, and keep each result at once"
-    bench = _bench(data, teacher, out, _methods(methods), settings, device, test, valid_frac, jobs,
+    bench = _bench(data, teacher, out, _methods(methods, extend and out), settings, device, test, valid_frac, jobs,
                  ipc=ipc, labels=labels, label_teachers=label_teachers, protocols=protocols, archs=archs,
                  repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set, crop_pct=crop_pct,
                  on_error=on_error)
@@ -217,13 +217,13 @@ def _unique(what, v, kind=None):
                             f"one or more {'whole numbers' if kind is int else 'names'} are accepted; pass a list")
     return v
 
-def _methods(methods):
-    "Methods by name, random images first of all"
+def _methods(methods, grows=None):
+    "Methods by name, random images first of all: where a comparison `grows`, as it has them"
     pairs = methods.items() if isinstance(methods, dict) else [(None, m) for m in _listed(methods)]
     named = lambda n, m: _own_method(n, m) if callable(m) else replace(parse_method(m), name=str(n))
     ms = [parse_method(m) if n is None else named(n, m) for n,m in pairs]
     if not ms: raise InfoUtilError(f"no method came; one or more are accepted; known: {', '.join(METHODS)}")
-    if not any(m.base=='random' for m in ms): ms = [parse_method('random'), *ms]
+    if not any(m.base=='random' for m in ms): ms = [*(_random_of(grows) or [parse_method('random')]), *ms]
     # two names of one folder would share their images
     names = [_slug(m.name, 0, 0).lower() for m in ms]
     twice = [m.name for m in ms if names.count(_slug(m.name, 0, 0).lower())>1]
@@ -231,6 +231,12 @@ def _methods(methods):
         raise InfoUtilError(f"method '{twice[0]}' came twice, or under names too alike ('{twice[-1]}'); "
                             "different names are accepted; leave one out, or name them with a dict")
     return {m.name:m for m in ms}
+
+def _random_of(out):
+    "The random images of a comparison that was started; none where there is none"
+    if not out or not (file := Path(out)/'compare.json').exists(): return []
+    known = _read_grid(file)['config']['methods'].items()
+    return [Entry(n, 'random', {k:v for k,v in m.items() if k!='base'}) for n,m in known if m.get('base')=='random']
 
 # %% ../nbs/41_comparison.ipynb #fa973d38
 def _check_method(e, g, shared, teacher, data):
@@ -713,6 +719,6 @@ def grid_of(
     of = {k:a[k] for k in ('settings', 'device', 'test', 'valid_frac', 'jobs')}
     axes = {k:v for k,v in a.items() if k not in {*of, 'data', 'teacher', 'out', 'methods', 'extend', 'keep',
                                                   'show_progress'}}
-    bench = _bench(data, teacher, out, _methods(a['methods']), **of, **axes)
+    bench = _bench(data, teacher, out, _methods(a['methods'], a['extend'] and out), **of, **axes)
     return bench, _cells(bench.g)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest, torch
 import infoutil.comparison as C, infoutil.label_teachers as L
 from infoutil.command_line import main
-from infoutil.comparison import compare, paper_grid, parse_method, TABLES
+from infoutil.comparison import compare, grid_of, paper_grid, parse_method, TABLES
 from infoutil.distillation import distill
 from infoutil.basics import InfoUtilError, OutputError, TeacherError
 from infoutil.data import load_folder
@@ -209,6 +209,13 @@ def test_what_grows_and_what_does_not(world, tmp_path):
     assert len(grown)==4 and grown.accuracy[0]==first.accuracy[0]
     with pytest.raises(InfoUtilError, match='epochs was 1 and is 2'): run(repeats=2, epochs=2, extend=True)
     assert len(run(repeats=2, methods=['random', 'rded']))==4
+
+def test_a_grid_that_grows_keeps_its_own_random_images(world, tmp_path):
+    run = lambda **kw: compare(world['data'], world['teacher'], tmp_path/'c', **{**small, 'methods': ['random:factor=1'], **kw})
+    run()
+    grown = run(methods=['rded'], extend=True)
+    assert sorted(grown.method)==['random:factor=1', 'rded']
+    assert set(grid_of(world['data'], world['teacher'], tmp_path/'c', **{**small, 'methods': ['el2n']}, extend=True)[0].methods)=={'random:factor=1', 'el2n'}
 
 # -- a method is one class, and everything else is derived from it
 
