@@ -543,8 +543,8 @@ def _evaluate_options(p):
     _add(p, 'arch', str, None, 'student network, such as convnet3 or resnet18; without it the one that judged the set')
     _add(p, 'labels', str, None,
          "online (the set's teacher labels every view), stored (one label a patch), views (stored labels of every "
-         "view, where the set has them) or hard; without it online, or the best that a set without its teacher has, and "
-         "hard under the protocol hard")
+         "view, where the set has them) or hard; without it online, or the best that a set without its teacher has, "
+         "and hard under the protocol hard")
     _add(p, 'protocol', str, 'best',
          'best, best-long (3,000 epochs), rded, paper (adds AutoAugment), rd3 (400 epochs of Adam in batches of 50), '
          'plain (no augmentation) or hard '
