@@ -64,6 +64,21 @@ def test_label_teachers_by_name_by_number_and_by_trial(world, tmp_path, capsys, 
     assert [r['label_teacher'] for r in found.meta['label_trial']][0]==found.meta['label_teacher']
     assert 'labels of early+converged: ' in capsys.readouterr().out
 
+def test_a_set_carries_labels_of_views(world, tmp_path):
+    "What `--views` keeps is what Python keeps, and a student needs no teacher for it"
+    args = ['distill', f'{world}/data', '--teacher', f'{world}/teacher', '--method', 'random', '--ipc', '1', '--label-teacher', 'early']
+    assert main([*args, '-o', f'{tmp_path}/s', '--views', '2', '--no-teacher'])==0
+    assert main([*args, '-o', f'{tmp_path}/plain'])==0
+    ds, plain = (DistilledSet.load(tmp_path/n, device='cpu') for n in ('s', 'plain'))
+    assert ds.teacher is None and ds.views.key.epochs==2 and plain.views is None and torch.equal(ds.images, plain.images)
+    want = plain.with_view_labels(epochs=2, device='cpu', show_progress=False).views
+    assert ds.views.recipe()==want.recipe() and torch.allclose(ds.views.logits, want.logits, rtol=2e-3, atol=2e-3)
+    assert main(['train', f'{tmp_path}/s', '-o', f'{tmp_path}/student', '--arch', 'convnet2_8', '--epochs', '3', '--labels', 'views'])==0
+
+@pytest.mark.parametrize('more, why', [(['0'], 'a whole number from 1'), (['2', '--images', 'jpeg'], 'png')])
+def test_views_that_cannot_be_kept(world, tmp_path, refused, more, why):
+    assert why in refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--views', *more)
+
 def test_label_teachers_that_are_not_there(world, tmp_path, refused):
     err = refused('distill', world/'data', '--teacher', world/'teacher', '-o', tmp_path/'o', '--ipc', '1', '--label-teacher', 'early+convergd')
     assert "did you mean 'converged'" in err
