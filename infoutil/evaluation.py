@@ -249,8 +249,8 @@ class Difference(NamedTuple):
     mean:float   # Mean of the first less mean of the second
     se:float     # Its standard error
     n:int        # Pairs, or the smaller group; n - 1 degrees of freedom are right for pairs, else on the safe side
-    def __repr__(self):
-        return f'{100*self.mean:+.1f} ± {100*self.se:.1f} points (standard error, n = {self.n})'
+    def __str__(self): return f'{100*self.mean:+.1f} ± {100*self.se:.1f}'+' *'*(self.n>2 and self.clear)
+    def __repr__(self): return f"{str(self).rstrip(' *')} points (standard error, n = {self.n})"
     @property
     def clear(self)->bool:
         "Whether 0 lies outside of the 95 % interval of the mean (Student's t)"
