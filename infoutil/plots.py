@@ -251,12 +251,17 @@ def plot_map(
 )->list:                      # The axes
     "Points of top-1 between two methods, by labels and epochs"
     import matplotlib.pyplot as plt
-    ipcs, rows, cols = [levels_of(frame, k) for k in ('ipc', 'labels', 'epochs')]
+    ipcs, rows = [levels_of(frame, k) for k in ('ipc', 'labels')]
+    lengths = [levels_of(frame[frame.ipc==i], 'epochs') for i in ipcs]
     for m in (method, to): check_choice('method', m, frame.method.unique())
     if axs is None:
-        axs = plt.subplots(1, len(ipcs), figsize=(1.9+len(ipcs)*(1.+1.1*len(cols)), .9+.62*len(rows)), squeeze=False,
-                           layout='constrained')[1][0]
-    for ax, ipc in zip(axs, ipcs):
+        wide = [len(cols) for cols in lengths]
+        fig, axs = plt.subplots(1, len(ipcs), figsize=(1.9+len(ipcs)+1.1*sum(wide), 1.2+.62*len(rows)), squeeze=False,
+                                width_ratios=wide, layout='constrained')
+        other = method_label(to).lower() if _is_yardstick(to) else method_label(to)
+        fig.suptitle(f'Points of {method_label(method)} above {other}, and its top-1', fontsize=11)
+        axs = axs[0]
+    for ax, ipc, cols in zip(axs, ipcs, lengths):
         own = frame[frame.ipc==ipc]
         at = own.groupby(['labels', 'epochs'])
         cells = {(r, c): _gap(at.get_group((r, c)), method, to) for r in rows for c in cols if (r, c) in at.groups}
@@ -267,8 +272,11 @@ def plot_map(
             ax.text(cols.index(c), rows.index(r), text, ha='center', va='center', fontsize=8,
                     color='w' if abs(d)>7 else 'k')
         ax.set_xticks(range(len(cols)), [f'{c}{_student_seconds(own[own.epochs==c])}' for c in cols])
-        ax.set_yticks(range(len(rows)), [f'{r}{_bytes_of_labels(own[own.labels==r])}' for r in rows])
-        ax.set(xlabel='epochs', title=f'{method_label(method)} above {method_label(to).lower()}, {ipc} a class')
+        weighs = [_in_bytes(own[own.labels==r], 'labels', 'teacher') for r in rows]
+        ax.set_yticks(range(len(rows)), [r+(f'\n+ {w}' if w else '') for r,w in zip(rows, weighs)])
+        ax.set(xlabel='epochs')
+        images = _in_bytes(own, 'images')
+        ax.set_title(f'{ipc} a class'+(f'\n{images} of images' if images else ''), fontsize=10)
     return list(axs)
 
 def _student_seconds(t):
@@ -276,12 +284,11 @@ def _student_seconds(t):
     s = [r['student']['seconds'] for r in t.get('stages', ()) if (r or {}).get('student', {}).get('seconds')]
     return f'\n{statistics.median(s):.0f} s' if s else ''
 
-def _bytes_of_labels(t):
-    "What labels add to the images, below their name"
-    b = [r for r in t.get('bytes', ()) if r]
-    mean = lambda k: statistics.fmean(r.get(k) or 0 for r in b)/1e3 if b else 0.
-    words = [f'{kb/1e3:.1f} MB' if kb>=1e3 else f'{kb:.3g} kB' for kb in (mean('labels')+mean('teacher'),) if kb]
-    return ''.join(f'\n+ {w}' for w in words)
+def _in_bytes(t, *parts):
+    "What parts of sets weigh together, their mean in words; nothing where it is nothing or unknown"
+    told = [sum(r.get(k) or 0 for k in parts) for r in t.get('bytes', ()) if r]
+    kb = statistics.fmean(told)/1e3 if told else 0.
+    return f'{kb/1e3:.1f} MB' if kb>=1e3 else f'{kb:.3g} kB' if kb else ''
 
 def _gap(t, method, to):
     "Points between two methods and their standard error, paired by seed, and the accuracy of the first in per cent"
