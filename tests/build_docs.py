@@ -35,7 +35,7 @@ from smalldocs.site import Site
 PARTS = {'Start': ('index', 'tutorials', 'symbols'), 'Method': range(0, 19), 'Use and measure': range(19, 40),
          'Compare and report': (*range(40, 100), 'templates'), 'Engine': ('engine',), 'Fixtures': ('fixtures',),
          'Paper': ('paper',)}
-FIRST = ('index', 'quickstart', 'your_own_folder')     # in their part, before the others
+FIRST = ('index', 'quickstart', 'your_own_folder', 'images', 'tables', 'recipe')     # in their part, before the others
 
 # what is asked for every cell and every word, and stays the same during a build
 processors.get_config = lru_cache(get_config)
