@@ -303,7 +303,7 @@ def _check_read(g, methods, settings, labels, label_teachers):
                             f"soft labels under another protocol are accepted; leave {', '.join(unused)} out")
 
 # %% ../nbs/41_comparison.ipynb #593692aa
-_GROWS = ('methods', 'ipc', 'labels', 'label_teachers', 'protocols', 'archs', 'repeats', 'teachers', 'auto')
+_GROWS = ('methods', 'ipc', 'labels', 'label_teachers', 'protocols', 'archs', 'epochs', 'repeats', 'teachers', 'auto')
 
 def _difference(old, new):
     "What differs between two sets of settings, in words"
@@ -327,16 +327,18 @@ def _merge(old, new, path):
     if odd:=_difference({k:v for k,v in old.items() if k not in _GROWS},
                         {k:v for k,v in new.items() if k not in _GROWS}):
         raise InfoUtilError(f"{path} holds a comparison with other settings ({'; '.join(odd)}); "
-                            "methods, images per class, labels, label teachers, protocols, networks and repeats may "
-                            "grow; choose another directory (-o)")
+                            "methods, images per class, labels, label teachers, protocols, networks, epochs and "
+                            "repeats may grow; choose another directory (-o)")
     for what,axis in (('method', 'methods'), ('teacher', 'teachers')):
         if odd:=[k for k,v in new[axis].items() if old[axis].get(k, v)!=v]:
             raise InfoUtilError(f"{path} holds another {what} under the name '{odd[0]}'; the same one is accepted; "
                                 "rename it, or choose another directory (-o)")
-    def grown(a, b):
+    def grown(k, a, b):
         if isinstance(a, dict): return {**a, **b}
-        return max(a, b) if isinstance(a, int) else list(dict.fromkeys([*a, *b]))
-    return {**new, **{k:grown(old[k], new[k]) for k in _GROWS}}
+        if k=='repeats': return max(a, b)
+        every = list(dict.fromkeys(v for vs in (a, b) for v in (vs if isinstance(vs, list) else [vs])))
+        return every if len(every)>1 or k!='epochs' else every[0]
+    return {**new, **{k:grown(k, old[k], new[k]) for k in _GROWS}}
 
 # %% ../nbs/41_comparison.ipynb #adf2aced
 def _read_grid(file):

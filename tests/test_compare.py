@@ -207,8 +207,12 @@ def test_what_grows_and_what_does_not(world, tmp_path):
     with pytest.raises(OutputError, match='settings: candidates was 6 and is 7'): run(candidates=7)
     grown = run(repeats=2, methods=['random', 'rded'], extend=True)
     assert len(grown)==4 and grown.accuracy[0]==first.accuracy[0]
-    with pytest.raises(InfoUtilError, match='epochs was 1 and is 2'): run(repeats=2, epochs=2, extend=True)
-    assert len(run(repeats=2, methods=['random', 'rded']))==4
+    with pytest.raises(InfoUtilError, match='seed was 0 and is 1'): run(repeats=2, seed=1, extend=True)
+    with pytest.raises(OutputError, match='epochs was 1 and is 2'): run(repeats=2, methods=['random', 'rded'], epochs=2)
+    longer = run(epochs=2, extend=True)
+    assert sorted(longer.epochs)==[1, 1, 1, 1, 2] and longer.accuracy[:4].tolist()==grown.accuracy.tolist()
+    assert len(run(repeats=2, methods=['random', 'rded'], epochs=[2, 1]))==8
+    with pytest.raises(OutputError, match='epochs was 1, 2 and is 1'): run(repeats=2, methods=['random', 'rded'])
 
 def test_a_grid_that_grows_keeps_its_own_random_images(world, tmp_path):
     run = lambda **kw: compare(world['data'], world['teacher'], tmp_path/'c', **{**small, 'methods': ['random:factor=1'], **kw})
