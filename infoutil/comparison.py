@@ -324,8 +324,9 @@ def _difference(old, new):
 
 def _merge(old, new, path):
     "The settings of a grid that grows; refused where something else differs"
-    if odd:=_difference({k:v for k,v in old.items() if k not in _GROWS},
-                        {k:v for k,v in new.items() if k not in _GROWS}):
+    # the length that a recipe has stands beside no others
+    fixed = [k for k in {**old, **new} if k not in _GROWS or k=='epochs' and None in (old.get(k), new.get(k))]
+    if odd:=_difference({k:old[k] for k in fixed if k in old}, {k:new[k] for k in fixed if k in new}):
         raise InfoUtilError(f"{path} holds a comparison with other settings ({'; '.join(odd)}); "
                             "methods, images per class, labels, label teachers, protocols, networks, epochs and "
                             "repeats may grow; choose another directory (-o)")
@@ -696,7 +697,9 @@ def _grid(axes, methods, judge, data):
     own = dict(labels='online', label_teachers='auto')
     archs = axes['archs'] or _own_arch(judge)
     epochs = data.spec.epochs if axes['epochs'] is None and data.spec else axes['epochs']
-    if isinstance(epochs, (list, tuple)): epochs = _unique('epochs', epochs, int) if len(epochs)>1 else epochs[0]
+    if isinstance(epochs, (list, tuple)):
+        epochs = _unique('epochs', epochs, int)
+        epochs = epochs if len(epochs)>1 else epochs[0]
     names = {k:_unique(k.replace('_', ' '), axes[k] or own.get(k)) for k in ('labels', 'label_teachers', 'protocols')}
     return dict(methods=list(methods), ipc=_unique('ipc', axes['ipc'], int), **names, archs=_unique('archs', archs),
                 epochs=epochs, auto={},

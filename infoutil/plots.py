@@ -17,7 +17,7 @@ from .results import (
     best_first, best_recipes, bytes_frame, curve_frame, FACTORS, in_order, in_words, levels_of, listed, per_class,
     score_name, stage_frame, stages_of,
     summary, varying, YARDSTICK)
-import itertools, math, statistics
+import itertools, math, statistics, textwrap
 from pathlib import Path
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
@@ -254,17 +254,19 @@ def plot_map(
     ipcs, rows = [levels_of(frame, k) for k in ('ipc', 'labels')]
     lengths = [levels_of(frame[frame.ipc==i], 'epochs') for i in ipcs]
     for m in (method, to): check_choice('method', m, frame.method.unique())
+    other = method_label(to).lower() if _is_yardstick(to) else method_label(to)
+    said = f'Points of {plain_text(method_label(method))} above {plain_text(other)}, and its top-1'
     if axs is None:
         wide = [len(cols) for cols in lengths]
         fig, axs = plt.subplots(1, len(ipcs), figsize=(1.9+len(ipcs)+1.1*sum(wide), 1.2+.62*len(rows)), squeeze=False,
                                 width_ratios=wide, layout='constrained')
-        other = method_label(to).lower() if _is_yardstick(to) else method_label(to)
-        fig.suptitle(f'Points of {method_label(method)} above {other}, and its top-1', fontsize=11)
-        axs = axs[0]
-    for ax, ipc, cols in zip(axs, ipcs, lengths):
+        fig.suptitle(textwrap.fill(said, int(10*fig.get_figwidth())), fontsize=11)
+        said = ''
+    for ax, ipc, cols in zip(axs := np.ravel(axs), ipcs, lengths):
         own = frame[frame.ipc==ipc]
         at = own.groupby(['labels', 'epochs'])
         cells = {(r, c): _gap(at.get_group((r, c)), method, to) for r in rows for c in cols if (r, c) in at.groups}
+        cells = {k: v for k,v in cells.items() if v[0]==v[0]}                 # no pair of students is finished
         gaps = [[cells[r, c][0] if (r, c) in cells else math.nan for c in cols] for r in rows]
         ax.imshow(gaps, cmap='RdBu', vmin=-10, vmax=10, aspect='auto')
         for (r, c), (d, se, acc) in cells.items():
@@ -276,7 +278,8 @@ def plot_map(
         ax.set_yticks(range(len(rows)), [r+(f'\n+ {w}' if w else '') for r,w in zip(rows, weighs)])
         ax.set(xlabel='epochs')
         images = _in_bytes(own, 'images')
-        ax.set_title(f'{ipc} a class'+(f'\n{images} of images' if images else ''), fontsize=10)
+        title = [textwrap.fill(said, 30)]*bool(said)+[f'{ipc} a class']+[f'{images} of images']*bool(images)
+        ax.set_title('\n'.join(title), fontsize=10)
     return list(axs)
 
 def _student_seconds(t):
