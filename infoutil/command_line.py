@@ -696,7 +696,8 @@ def _compare_options(p):
                    help='distil once and repeat the student alone; '
                    'the spread then lacks what another draw of candidates would change')
     p.add_argument('--extend', action='store_true',
-                   help='let a comparison that was started grow by methods, images, labels, networks, epochs or repeats')
+                   help='let a comparison that was started grow by methods, images, labels, networks, epochs or '
+                   'repeats')
 
 # %% ../nbs/48_command_line.ipynb #1fe28bff
 def _axes_of(a):
