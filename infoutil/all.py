@@ -6,8 +6,8 @@ Docs: https://infoutil.github.io/infoutil/all.html.md"""
 
 # %% auto #0
 __all__ = ['PRESETS', 'DistillConfig', 'check_config', 'InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError',
-           'get_model', 'shapley_values', 'exact_shapley', 'attribute', 'grad_cam', 'ESTIMATORS', 'estimator',
-           'pool_map', 'noisy_maps', 'windows', 'informativeness', 'cut_patches', 'grad_norms', 'utility',
+           'get_model', 'NETWORKS', 'network', 'shapley_values', 'exact_shapley', 'attribute', 'grad_cam', 'ESTIMATORS',
+           'estimator', 'pool_map', 'noisy_maps', 'windows', 'informativeness', 'cut_patches', 'grad_norms', 'utility',
            'utility_bound', 'SCORES', 'norm_rule', 'Crops', 'top_crops', 'make_mosaics', 'split_mosaics', 'load_data',
            'load_folder', 'candidates', 'Candidates', 'ImageData', 'Teacher', 'train_teacher', 'load_teacher',
            'save_teacher', 'check_teacher', 'predict', 'patch_labels', 'finetune_teacher', 'Method', 'Choice', 'method',
@@ -86,7 +86,7 @@ from .fixtures.toy_comparison import *
 from dataclasses import replace
 
 # %% ../nbs/47_all.ipynb #0662cf11
-_all_ = ['InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'get_model',
+_all_ = ['InfoUtilError', 'DataError', 'TeacherError', 'BudgetError', 'OutputError', 'get_model', 'NETWORKS', 'network',
          'shapley_values', 'exact_shapley', 'attribute', 'grad_cam', 'ESTIMATORS', 'estimator',
          'pool_map', 'noisy_maps', 'windows', 'informativeness', 'cut_patches',
          'grad_norms', 'utility', 'utility_bound', 'SCORES', 'norm_rule',

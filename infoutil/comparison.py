@@ -14,7 +14,7 @@ from .engine.calls import own_modes
 from .engine.membership import joined, unseen
 from .engine.seen_images import count_seen, fingerprints, sketch
 from .images import check_crop_pct, find_broken
-from .models import own_arch
+from .models import NETWORKS, own_arch
 from .teacher import (
     check_classes, check_unseen, least_right, load_teacher, ON_ERROR, predict, state_place, teacher_states)
 from .engine.measure import measure
@@ -301,6 +301,12 @@ def _check_read(g, methods, settings, labels, label_teachers):
         raise InfoUtilError(f"{', '.join(unused)} came and no student of the grid would use it, since "
                             f"{', '.join(g['protocols'])} labels are hard; "
                             f"soft labels under another protocol are accepted; leave {', '.join(unused)} out")
+
+def _check_sent(archs):
+    "Refuse networks of the user's own for worker processes"
+    if own := [a for names in archs for a in str(names).split('+') if a.removeprefix('unnormalized/') in NETWORKS]:
+        raise InfoUtilError(f"network '{own[0]}' of your own came with several jobs, whose processes do not know it; "
+                            "jobs=1 is accepted; leave jobs out, or start the script with torchrun")
 
 # %% ../nbs/41_comparison.ipynb #593692aa
 _GROWS = ('methods', 'ipc', 'labels', 'label_teachers', 'protocols', 'archs', 'epochs', 'repeats', 'teachers', 'auto')
@@ -650,9 +656,9 @@ def _bench(data, teacher, out, methods, settings, device, test, valid_frac, jobs
     # which may fetch them
     if world()[1]>1: together(lambda: len(_images_to_measure_on(data, source, test, judge.members)))
     split = in_step(_images_to_measure_on, data, source, test, judge.members)
-    return in_step(partial(_checked, data, judge, teacher, out, methods, settings, device, split, test, axes))
+    return in_step(partial(_checked, data, judge, teacher, out, methods, settings, device, split, test, jobs, axes))
 
-def _checked(data, judge, teacher, out, methods, settings, device, split, test, axes):
+def _checked(data, judge, teacher, out, methods, settings, device, split, test, jobs, axes):
     "The comparison, where none of its settings can be refused"
     check_apart(out, data.root, teacher, *([test] if isinstance(test, (str, Path)) else []))
     g = _grid(axes, methods, judge, data)
@@ -661,6 +667,7 @@ def _checked(data, judge, teacher, out, methods, settings, device, split, test, 
     if g['on_error']=='skip': split = without(split, find_broken(split.root, split.files))
     _check_axes(g, teacher_states(teacher))
     check_archs(g['archs'], data.n_classes, judge.size)
+    if jobs>1: _check_sent([*g['archs'], judge.arch])
     _check_read(g, methods, settings, axes['labels'], axes['label_teachers'])
     for e in methods.values(): _check_method(e, g, settings, judge, data)
     return Bench(data, Path(teacher), Path(out), settings, g, methods, split, device)

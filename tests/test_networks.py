@@ -10,12 +10,13 @@ from fastai.learner import Learner, load_learner
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Normalize, Resize, imagenet_stats
 from infoutil.basics import InfoUtilError, seeded
 from infoutil.command_line import main
+from infoutil.comparison import compare
 from infoutil.distilled_set import DistilledSet
 from infoutil.engine.other_networks import Unnormalized
-from infoutil.evaluation import test_dl as real_images
+from infoutil.evaluation import evaluate, test_dl as real_images
 from infoutil.gradient_norms import grad_norms
 from infoutil.learners import learner_data, learner_teacher, network_name
-from infoutil.models import ConvNet, get_model
+from infoutil.models import ConvNet, get_model, network, NETWORKS
 from infoutil.teacher import load_teacher, teacher_states
 
 WNIDS = ('n01440764', 'n02102040', 'n02979186')        # tench, English springer, cassette player
@@ -161,6 +162,31 @@ def test_an_exported_student_is_fastais(student, photos, tmp_path):
     with loaded.no_bar(): said = loaded.predict(picture(photos))
     assert type(loaded) is Learner and str(said[0])==str(student.predict(picture(photos))[0]) and [*loaded.dls.vocab]==[*student.dls.vocab]
     assert student.opt is not None and len(student.dls.train)                               # the student itself goes on
+
+# ------------------------------------------------------------------ a network of one's own, by name
+
+def test_an_own_network_teaches_and_learns(monkeypatch, photos, judged, tmp_path):
+    made = []
+    @network('tiny_net')
+    def tiny(n_classes, size):
+        made.append(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3*(size//8)**2, n_classes)))
+        return made[-1]
+    monkeypatch.setitem(NETWORKS, 'tiny_net', tiny)                       # taken out again after the test
+    ds, how = DistilledSet.load(judged, device='cpu'), dict(epochs=2, repeats=2, show_progress=False)
+    r = evaluate(ds, photos/'test', 'tiny_net', **how)
+    assert r.config['arch']=='tiny_net' and not any(a is b for a in made for b in made if a is not b)
+    weights = {tuple(m[-1].weight[0, :4].tolist()) for m in made}
+    assert len(weights)>=2                                                # each student begins with weights of its own
+    assert evaluate(ds, photos/'test', 'tiny_net', **how).accuracies==r.accuracies
+    t = tmp_path/'t'
+    assert run('teacher', photos, '-o', t, '--arch', 'tiny_net', '--epochs', 4, '--lr', .1, '--bs', 12, *QUICK)==0
+    assert load_teacher(t, device='cpu').arch=='tiny_net'
+    how = dict(methods='random', ipc=1, archs='tiny_net+convnet2_8', label_teachers='converged', show_progress=False)
+    with pytest.raises(InfoUtilError, match="'tiny_net' of your own came with several jobs"): compare(photos, t, tmp_path/'c', jobs=2, **how)
+    c = compare(photos, t, tmp_path/'c', epochs=1, repeats=1, **how)
+    assert c.arch.tolist()==['tiny_net+convnet2_8']
+    monkeypatch.delitem(NETWORKS, 'tiny_net')
+    with pytest.raises(InfoUtilError, match="unknown network 'tiny_net'"): load_teacher(t)
 
 # ------------------------------------------------------------------ timm
 
