@@ -461,7 +461,7 @@ def run_distill(
     check_kept(a.images, a.views)
     cfg = make_config(a.preset, a.method, **_given(a))
     if a.dry_run: return _show_plan(a, _planned_set(a, cfg))
-    judge = a.teacher or _trained_beside(a)
+    judge = a.teacher or _trained_beside(a, cfg)
     ds = make_set(a.data, judge, a.out, cfg, a.valid_frac, not a.no_teacher, a.images, a.force, on_error=a.on_error,
                   views=a.views, workers=a.workers, bs=a.bs,
                   preflight=not a.insist)
@@ -487,9 +487,10 @@ def _planned_set(a, cfg):
     then = plan_distill(data, untrained_teacher(data), cfg, 5, None, a.bs, views=a.views)
     return replace(first+then, about=first.about)
 
-def _trained_beside(a):
-    from infoutil.one_run import teacher_beside, teacher_place
+def _trained_beside(a, cfg):
+    from infoutil.one_run import check_wanted, teacher_beside, teacher_place
     path = teacher_place(a.data, a.out)
+    check_wanted(a.data, cfg, path, None, a.valid_frac)
     teacher_beside(a.data, path, _say_first, valid_frac=a.valid_frac, on_error=a.on_error)
     return path
 

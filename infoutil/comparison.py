@@ -83,7 +83,7 @@ def compare(
     bench = _bench(data, teacher, out, _methods(methods, extend and out), settings, device, test, valid_frac, jobs,
                  ipc=ipc, labels=labels, label_teachers=label_teachers, protocols=protocols, archs=archs,
                  repeats=repeats, seed=seed, epochs=epochs, every=every, one_set=one_set, crop_pct=crop_pct,
-                 on_error=on_error)
+                 on_error=on_error, extend=extend)
     bench = replace(bench, keep=keep)
     _try_labels(bench, show_progress)
     with ExitStack() as held:
@@ -298,9 +298,9 @@ def _check_read(g, methods, settings, labels, label_teachers):
     unused = [l for l in g['labels'] if labels and not any(c.labels==l for c in cells)]
     if label_teachers and not any(c.labels!='hard' for c in cells): unused += g['label_teachers']
     if unused:
-        raise InfoUtilError(f"{', '.join(unused)} came and no student of the grid would use it, since "
-                            f"{', '.join(g['protocols'])} labels are hard; "
-                            f"soft labels under another protocol are accepted; leave {', '.join(unused)} out")
+        who = 'the' if g['labels']==['hard'] else ', '.join(g['protocols'])
+        raise InfoUtilError(f"{', '.join(unused)} came and no student of the grid would use it, since {who} labels are "
+                            f"hard; soft labels under another protocol are accepted; leave {', '.join(unused)} out")
 
 def _check_sent(archs):
     "Refuse networks of the user's own for worker processes"
@@ -668,7 +668,8 @@ def _checked(data, judge, teacher, out, methods, settings, device, split, test, 
     _check_axes(g, teacher_states(teacher))
     check_archs(g['archs'], data.n_classes, judge.size)
     if jobs>1: _check_sent([*g['archs'], judge.arch])
-    _check_read(g, methods, settings, axes['labels'], axes['label_teachers'])
+    # what a comparison has that grows may be named again, for whichever students
+    _check_read(g, methods, settings, axes['labels'], None if axes['extend'] else axes['label_teachers'])
     for e in methods.values(): _check_method(e, g, settings, judge, data)
     return Bench(data, Path(teacher), Path(out), settings, g, methods, split, device)
 
@@ -729,8 +730,7 @@ def grid_of(
     bound.apply_defaults()
     a = bound.arguments
     of = {k:a[k] for k in ('settings', 'device', 'test', 'valid_frac', 'jobs')}
-    axes = {k:v for k,v in a.items() if k not in {*of, 'data', 'teacher', 'out', 'methods', 'extend', 'keep',
-                                                  'show_progress'}}
+    axes = {k:v for k,v in a.items() if k not in {*of, 'data', 'teacher', 'out', 'methods', 'keep', 'show_progress'}}
     bench = _bench(data, teacher, out, _methods(a['methods'], a['extend'] and out), **of, **axes)
     return bench, _cells(bench.g)
 

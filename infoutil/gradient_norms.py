@@ -65,6 +65,14 @@ def _general(model, x, y, precision):
         if is_out_of_memory(e): raise
         return loop_norms(model, x, y, precision)
 
+def _by_vmap(model, x, y, precision):
+    "By vmap of grad, or a sentence"
+    try: return vmap_norms(model, x, y, precision)
+    except RuntimeError as e:
+        if is_out_of_memory(e): raise
+        raise InfoUtilError(f"vmap cannot run this network ({shown(str(e).strip().splitlines()[0])}); 'auto' and "
+                            "'loop' take any; choose another method") from e
+
 # %% ../nbs/05_gradient_norms.ipynb #e6008e6f
 WAYS = ('auto', 'closed', 'vmap', 'loop')
 
@@ -87,7 +95,7 @@ def grad_norms(
     if not len(x): return _finite([], x, 'gradient norms')
     x = x.detach()                                            # the caller's gradient is left alone
     plan = None if method in ('vmap', 'loop') else _plan_for(model, x, y, method)
-    way  = {'vmap': vmap_norms, 'loop': loop_norms}.get(method, _general if plan is None else partial(_planned, plan))
+    way  = {'vmap': _by_vmap, 'loop': loop_norms}.get(method, _general if plan is None else partial(_planned, plan))
     if plan and plan.last: x = x.contiguous(memory_format=torch.channels_last)
     chunk = chunk or images_a_pass(x, model, plan)
     parts = in_passes(lambda s: way(model, x[s], y[s], precision), len(x), chunk)

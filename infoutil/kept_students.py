@@ -11,9 +11,11 @@ __all__ = ['train_student', 'predict_files']
 from .basics import *
 from .engine.calls import own_modes
 from .distilled_set import DistilledSet
+from .data import image_files
 from .engine.outputs import check_new
+from .engine.part_names import folders_in
 from .evaluation import keep_student, test_dl
-from .images import IMAGE_SUFFIXES, read_images
+from .images import read_images
 from .loaders import class_titles
 from .student import RECIPE, student_learner
 from .teacher import predict, Teacher
@@ -72,7 +74,7 @@ def _images_at(path):
         raise DataError(f"no file or folder at {shown(path)}; image files, and folders of them, are accepted; "
                         "check the path")
     if not path.is_dir(): return [path]
-    found = sorted(f for f in path.rglob('*') if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
-                   and not f.name.startswith('.'))
+    linked = [d for d in folders_in(path) if d.is_symlink()]               # as those of classes are
+    found = sorted(Path(f) for d in (path, *linked) for f in image_files(d)[0])
     if found: return found
     raise DataError(f"{shown(path)} holds no image; one or more is accepted; check the folder")

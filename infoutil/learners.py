@@ -158,6 +158,9 @@ def learner_teacher(
 )->Teacher:          # Shares the learner's network
     "The `Teacher` inside a fastai learner"
     x, y = _a_batch(learn)
+    if (n := getattr(learn.dls, 'n_inp', 1))!=1:
+        raise TeacherError(f"the learner's network takes {n} inputs; one image an item is accepted; see n_inp of its "
+                           "DataBlock")
     if not torch.is_tensor(x) or x.ndim!=4 or x.shape[1]!=3 or x.shape[-1]!=x.shape[-2]:
         came = tuple(x.shape) if torch.is_tensor(x) else f'of {type(x).__name__}'
         raise TeacherError(f"the learner's batches are {came}; square images of three channels are accepted; "

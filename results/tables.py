@@ -12,17 +12,26 @@ import argparse, json, os, statistics, time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-import torch
+import torch, torchvision
+from torch import nn
 from infoutil.data import load_data
 from infoutil.distillation import distill
 from infoutil.evaluation import evaluate, test_dl
 from infoutil.label_teachers import relabel
 from infoutil.labels import label_epoch_for
+from infoutil.models import network
 from infoutil.student import PROTOCOLS
 from infoutil.teacher import load_teacher
 
 HELD_OUT = 0.1
 DEVICE = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
+
+@network('small_vgg')
+def small_vgg(n_classes, size):
+    "VGG-11 for small images: BatchNorm, and one linear layer behind the convolutions"
+    m = torchvision.models.vgg11_bn(num_classes=n_classes)
+    m.avgpool, m.classifier = nn.Identity(), nn.Linear(512*(size//32)**2, n_classes)
+    return m
 
 def pick(file, data, arch, ipc, epochs):
     "Whose students of that data and network were best at these images a class and epochs"

@@ -462,3 +462,14 @@ def test_costs_quoted_are_those_measured():
             mine = [r for r in rows if r['network']==network]
             found = [r['ratio'] for r in mine if r['way']==way or 'vmap' in way and way in r['way']]
             assert cell.strip()==(f'{found[0]:.2f}' if found else ''), (shown, way)
+
+
+def test_vmap_says_what_it_cannot_do():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(12, 3)
+        def forward(self, x): return self.last(x.flatten(1))*len(x.flatten().nonzero())
+    m, x, y = Counting().eval(), torch.rand(3, 3, 2, 2)+.1, torch.arange(3)
+    with pytest.raises(InfoUtilError, match="vmap cannot run this network .*'auto' and 'loop' take any"): grad_norms(m, x, y, method='vmap', chunk=1)
+    torch.testing.assert_close(grad_norms(m, x, y, chunk=1), grad_norms(m, x, y, method='loop'))

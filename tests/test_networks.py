@@ -8,7 +8,7 @@ from torch import nn
 from fastai.data.transforms import RandomSplitter
 from fastai.learner import Learner, load_learner
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Normalize, Resize, imagenet_stats
-from infoutil.basics import InfoUtilError, seeded
+from infoutil.basics import InfoUtilError, seeded, TeacherError
 from infoutil.command_line import main
 from infoutil.comparison import compare
 from infoutil.distilled_set import DistilledSet
@@ -70,6 +70,12 @@ def test_loaders_of_every_kind_lead_to_their_files(photos):
         data, t = learner_data(learn), learner_teacher(learn)
         assert len(data.train)+len(data.valid)==48 and t.classes==WNIDS and t.size==32
         assert t.arch.removeprefix('unnormalized/')=='convnet2_4' and t.arch.startswith('unn')==(dls is not made[1])
+
+def test_a_learner_of_two_images_is_refused(photos):
+    pair = DataBlock((ImageBlock, ImageBlock, CategoryBlock), n_inp=2, get_items=lambda p: sorted((p/'train').rglob('*.png')),
+                     getters=(lambda f: f, lambda f: f, lambda f: f.parent.name), splitter=RandomSplitter(.25, seed=0), item_tfms=Resize(32))
+    with pytest.raises(TeacherError, match='takes 2 inputs; one image an item'):
+        learner_teacher(Learner(pair.dataloaders(photos, bs=8, num_workers=0, device='cpu'), ConvNet(3, depth=2, width=8), loss_func=nn.CrossEntropyLoss()))
 
 def test_a_network_is_known_by_its_answers():
     from torchvision.models import mobilenet_v2, resnet18
