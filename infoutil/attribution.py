@@ -485,7 +485,7 @@ def show(self:Attribution,
     if n<1 or len(x)!=len(self):
         raise InfoUtilError(f"{len(x)} images and n={n} came for {len(self)} maps; one image a map, and n of 1 or "
                             "more, are accepted; pass the images that were attributed")
-    titles = [f'class {c}' if names is None else str(names[c]).replace('$', r'\$') for c in self.y[:n].tolist()]
+    titles = [f'class {c}' if names is None else drawn(names[c]) for c in self.y[:n].tolist()]
     return show_maps(self.phi[:n], x[:n], titles, label=f'share of the {self.output}', axs=axs)
 
 @patch
