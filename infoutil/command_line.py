@@ -488,9 +488,10 @@ def _planned_set(a, cfg):
     return replace(first+then, about=first.about)
 
 def _trained_beside(a, cfg):
+    from infoutil.engine.processes import together
     from infoutil.one_run import check_wanted, teacher_beside, teacher_place
     path = teacher_place(a.data, a.out)
-    check_wanted(a.data, cfg, path, None, a.valid_frac)
+    together(lambda: check_wanted(a.data, cfg, path, None, a.valid_frac))
     teacher_beside(a.data, path, _say_first, valid_frac=a.valid_frac, on_error=a.on_error)
     return path
 

@@ -296,7 +296,7 @@ def _check_read(g, methods, settings, labels, label_teachers):
                             f"settings that {', '.join(methods)} read are accepted; leave {', '.join(odd)} out")
     cells = _cells(g)
     unused = [l for l in g['labels'] if labels and not any(c.labels==l for c in cells)]
-    if label_teachers and not any(c.labels!='hard' for c in cells): unused += g['label_teachers']
+    if label_teachers and not any(c.labels!='hard' for c in cells): unused += label_teachers
     if unused:
         who = 'the' if g['labels']==['hard'] else ', '.join(g['protocols'])
         raise InfoUtilError(f"{', '.join(unused)} came and no student of the grid would use it, since {who} labels are "
@@ -661,15 +661,17 @@ def _bench(data, teacher, out, methods, settings, device, test, valid_frac, jobs
 def _checked(data, judge, teacher, out, methods, settings, device, split, test, jobs, axes):
     "The comparison, where none of its settings can be refused"
     check_apart(out, data.root, teacher, *([test] if isinstance(test, (str, Path)) else []))
-    g = _grid(axes, methods, judge, data)
+    g, file = _grid(axes, methods, judge, data), Path(out)/'compare.json'
     others = [load_teacher(teacher, w, device='cpu').members for w in g['label_teachers'] if ':' in w]
     if others: split = unseen(split, joined(*others))
     if g['on_error']=='skip': split = without(split, find_broken(split.root, split.files))
     _check_axes(g, teacher_states(teacher))
     check_archs(g['archs'], data.n_classes, judge.size)
     if jobs>1: _check_sent([*g['archs'], judge.arch])
-    # what a comparison has that grows may be named again, for whichever students
-    _check_read(g, methods, settings, axes['labels'], None if axes['extend'] else axes['label_teachers'])
+    # a comparison that grows may name its label teachers again, whoever comes
+    before = _read_grid(file)['config']['label_teachers'] if axes['extend'] and file.exists() else []
+    named = [t for t in g['label_teachers'] if t not in before] if axes['label_teachers'] else []
+    _check_read(g, methods, settings, axes['labels'], named)
     for e in methods.values(): _check_method(e, g, settings, judge, data)
     return Bench(data, Path(teacher), Path(out), settings, g, methods, split, device)
 

@@ -201,8 +201,6 @@ def tried_answer(
     return z
 
 # %% ../nbs/02_models.ipynb #a1d843c4
-_MADE = weakref.WeakSet()
-
 def network(
     name:str,   # What `get_model` and `arch=` will call it
 ):              # A decorator for a function of (n_classes, size) that makes a new network; hands it back
@@ -218,6 +216,9 @@ def network(
         NETWORKS[name] = make
         return make
     return register
+
+# %% ../nbs/02_models.ipynb #ec86c060
+_MADE = weakref.WeakSet()   # what functions of networks have returned
 
 def _own_network(arch, n_classes, size):
     "What the user's function makes; refused where it is no network for these images, or was made before"

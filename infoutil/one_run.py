@@ -118,12 +118,15 @@ def _states_of(path, cfg):
     which, known = cfg.label_teacher, teacher_states(path)
     if which=='by_ipc': wanted = {'early'}
     elif which=='auto' or cfg.label_teachers: wanted = {*known}
-    else: wanted = {n if ':' in n else check_choice('label teacher', n, ['auto', 'by_ipc', *known])
-                    for n in which.split('+')}
+    else: wanted = _label_names(which, known)
     teacher = load_teacher(path)
     states = {n:load_teacher(path, n) for n in [*known, *(n for n in wanted if ':' in n)] if n in wanted-{'converged'}}
     for t in states.values(): check_early(teacher, t)
     return teacher, states
+
+def _label_names(which, known):
+    "The states that a label teacher's name holds; all but those of another directory must be known"
+    return {n if ':' in n else check_choice('label teacher', n, ['auto', 'by_ipc', *known]) for n in which.split('+')}
 
 def check_wanted(
     data,                    # Folder or name in `data.SPECS`
@@ -131,15 +134,13 @@ def check_wanted(
     path,                    # Directory of the teacher to come
     size:int=None,           # Side in pixels of the teacher to come; None: read off the data
     valid_frac:float=None,   # See `data.load_folder`
-)->None:                     # Nothing; `BudgetError` where a class has too few images
+)->None:                     # Nothing; `BudgetError` where a class has too few images, `InfoUtilError` for other labels
     "Refuse, before a teacher is trained for it, a set that could not be made or labelled"
     if 'converged' in teacher_states(path): return          # it is there already, and says what it can
     data = load_data(data, valid_frac)
     m = cfg.fit(guess_size(data) if size is None else size)
     if not m.make and m.per_part: check_supply(data, m)
-    new = ['auto', 'by_ipc', 'converged', 'early', *map(strength_name, STRENGTHS)]
-    for n in m.label_teacher.split('+'):
-        if ':' not in n: check_choice('label teacher', n, new)
+    _label_names(m.label_teacher, ['converged', 'early', *map(strength_name, STRENGTHS)])
 
 def _enter_run(stack, path, settings, force):
     "Open the run directory in the first process, for all of a group; a `Run` there, None in the others"
